@@ -1,0 +1,63 @@
+"""CLIP: two encoders whose embeddings agree for an image and its description.
+
+Source: Radford et al., arXiv:2103.00020.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vlm_core.image_encoder import ImageEncoder
+from vlm_core.projection import Projection, normalised
+from vlm_core.text_encoder import TextEncoder
+
+MAX_LOGIT_SCALE = math.log(100.0)
+"""The paper clips the temperature so that logits are never scaled by more than 100."""
+
+
+class CLIP(nn.Module):
+    """Dual encoder: a timm ViT and a text transformer, projected into one space of width E.
+
+    `*_embeds` are projected and L2-normalised; `conditions` are projected and not normalised.
+    """
+
+    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, projection_dim: int) -> None:
+        """Join two encoders with new projections and the paper's initial temperature, 0.07."""
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.text_encoder = text_encoder
+        self.visual_projection = Projection(image_encoder.width, projection_dim)
+        self.text_projection = Projection(text_encoder.width, projection_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+
+    @property
+    def projection_dim(self) -> int:
+        """E, the width of the shared space."""
+        return int(self.visual_projection.out_features)
+
+    @property
+    def temperature_scale(self) -> Tensor:
+        """What similarities are multiplied with: exp(logit_scale), a scalar of at most 100."""
+        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+
+    def image_embeds(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, E), L2-normalised."""
+        pooled = self.image_encoder(pixel_values).pooled
+        return normalised(self.visual_projection(pooled))
+
+    def conditions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) twice -> (N, E), projected and **not** normalised: what a CLIPSeg decoder is conditioned with."""
+        out: Tensor = self.text_projection(self.text_encoder(input_ids, attention_mask))
+        return out
+
+    def text_embeds(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """(N, L) twice -> (N, E), L2-normalised."""
+        return normalised(self.conditions(input_ids, attention_mask))
+
+    def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """`logits_per_image`: (B, N), cosine similarities times the temperature's scale; its transpose is per text."""
+        image, text = self.image_embeds(pixel_values), self.text_embeds(input_ids, attention_mask)
+        return self.temperature_scale * image @ text.T

@@ -1,0 +1,172 @@
+"""PIL image -> pixel_values; text -> token ids."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError, InputError
+from vlm_core.text_encoder import tokenizer_directory_files
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageTransform:
+    """From a picture to the pixel values that a tower expects.
+
+    Attributes:
+        size_hw: the output's height and width, px.
+        crop: False squashes the whole picture to `size_hw` (CLIPSeg). True scales its shorter edge to
+            `shortest_edge` and cuts the centre out (CLIP).
+        shortest_edge: px; only used with `crop`, 0 otherwise.
+        resample: PIL's number of the filter: 2 bilinear, 3 bicubic.
+        mean, std: per channel, on a range of 0..1.
+    """
+
+    size_hw: tuple[int, int]
+    crop: bool = False
+    shortest_edge: int = 0
+    resample: int = 2
+    mean: tuple[float, float, float] = IMAGENET_MEAN
+    std: tuple[float, float, float] = IMAGENET_STD
+
+    def __post_init__(self) -> None:
+        if min(self.size_hw) < 1 or (self.crop and self.shortest_edge < max(self.size_hw)):
+            raise CheckpointMismatchError(
+                f"an image size of {self.size_hw} with shortest edge {self.shortest_edge} cannot be cut out"
+            )
+        if self.resample not in range(6) or min(self.std) <= 0:
+            raise CheckpointMismatchError(f"resample {self.resample} or std {self.std} cannot be used")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able; `from_dict` reads it back."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ImageTransform:
+        """Read what `to_dict` wrote. Raises CheckpointMismatchError where a key is missing or wrong."""
+        try:
+            return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
+        except TypeError as error:
+            raise CheckpointMismatchError(f"not an image transform: {dict(values)} ({error})") from error
+
+    @classmethod
+    def from_processor(cls, processor: Mapping[str, Any]) -> ImageTransform:
+        """Read the image processor's configuration that transformers saves.
+
+        Args:
+            processor: `preprocessor_config.json`, or the `image_processor` part of `processor_config.json`.
+                `size` may be a number, `{height, width}` or `{shortest_edge}`.
+
+        Raises:
+            CheckpointMismatchError: no size in it, or one of another form.
+        """
+        size, crop_size = processor.get("size"), processor.get("crop_size")
+        crop = bool(processor.get("do_center_crop", False)) and crop_size is not None
+        edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
+        if isinstance(size, int):
+            # Old files: one number meant the shorter edge for CLIP and a square for ViT's processor.
+            edge = size if crop else None
+            size = {"height": size, "width": size}
+        if not isinstance(size, Mapping) or not (edge or {"height", "width"} <= set(size)):
+            raise CheckpointMismatchError(f"the image processor's size {size!r} is neither a number nor height and width")
+        if isinstance(crop_size, int):
+            crop_size = {"height": crop_size, "width": crop_size}
+        if crop:
+            assert isinstance(crop_size, Mapping)
+            size_hw = (int(crop_size["height"]), int(crop_size["width"]))
+        else:
+            size_hw = (int(size["height"]), int(size["width"])) if "height" in size else (int(edge), int(edge))
+        mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
+        return cls(
+            size_hw=size_hw,
+            crop=crop,
+            shortest_edge=max(int(edge or 0), *size_hw) if crop else 0,
+            resample=int(processor.get("resample", 2)),
+            mean=(float(mean[0]), float(mean[1]), float(mean[2])),
+            std=(float(std[0]), float(std[1]), float(std[2])),
+        )
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        """(3, H, W) float32, normalised, from a picture of any size.
+
+        Args:
+            image: 8 bit, EXIF rotation already applied; converted to RGB where it is not.
+
+        Raises:
+            InputError: not a PIL image, or one without pixels.
+        """
+        if not isinstance(image, Image.Image):
+            raise InputError(f"an image must be a PIL.Image.Image, got {type(image).__name__}: use Image.open(path)")
+        width, height = image.size
+        if not width or not height:
+            raise InputError(f"an image of {width} x {height} px has no pixels")
+        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        filter_ = Image.Resampling(self.resample)
+        if self.crop:
+            scale = self.shortest_edge / min(width, height)
+            # the shorter edge exactly, the longer one truncated, as CLIP's own preprocessing does
+            scaled = tuple(self.shortest_edge if s == min(width, height) else int(s * scale) for s in (width, height))
+            rgb = rgb.resize((scaled[0], scaled[1]), filter_)
+            top, left = (scaled[1] - self.size_hw[0]) // 2, (scaled[0] - self.size_hw[1]) // 2
+            rgb = rgb.crop((left, top, left + self.size_hw[1], top + self.size_hw[0]))
+        elif rgb.size != (self.size_hw[1], self.size_hw[0]):
+            rgb = rgb.resize((self.size_hw[1], self.size_hw[0]), filter_)
+        values = np.asarray(rgb, dtype=np.float32) / 255.0
+        values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
+        return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+
+class TextTokenizer:
+    """Texts -> ids and mask, padded to the longest text of the call."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
+        """Wrap a tokenizer; texts longer than `max_tokens` (special tokens included) are cut."""
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    @classmethod
+    def from_directory(cls, directory: Path, *, vocab_size: int, max_tokens: int) -> TextTokenizer:
+        """Load the tokenizer files of a checkpoint.
+
+        Raises:
+            CheckpointIncompleteError: there are none (transformers would then invent a vocabulary).
+            CheckpointMismatchError: they are of another vocabulary than the weights.
+        """
+        files = tokenizer_directory_files(directory)
+        if not files:
+            raise CheckpointIncompleteError(
+                f"no tokenizer in {directory}: tokenizer.json, or vocab.json with merges.txt, or vocab.txt is "
+                "needed. Save it beside the weights with processor.save_pretrained(directory)"
+            )
+        if "tokenizer.json" not in files and "vocab.json" in files and not (directory / "merges.txt").is_file():
+            raise CheckpointIncompleteError(f"{directory} has vocab.json but no merges.txt: copy it from the original")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+        except Exception as error:  # the tokenizers library raises plain Exception for a broken file
+            raise CheckpointMismatchError(f"the tokenizer files in {directory} cannot be read: {error}") from error
+        if len(tokenizer) > vocab_size:
+            raise CheckpointMismatchError(
+                f"the tokenizer in {directory} has {len(tokenizer)} tokens, the text encoder only {vocab_size}: "
+                "they are from different models"
+            )
+        if tokenizer.pad_token_id is None:
+            raise CheckpointMismatchError(f"the tokenizer in {directory} has no padding token: set pad_token in it")
+        return cls(tokenizer, max_tokens)
+
+    def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """N texts -> `input_ids` and `attention_mask`, both int64, (N, L) with L the longest text's tokens."""
+        batch = self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"]

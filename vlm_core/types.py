@@ -1,0 +1,111 @@
+"""The values that models take and give: frozen, shapes checked once, when they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from vlm_core.errors import InputError
+
+
+@dataclass(frozen=True, slots=True)
+class ImageFeatures:
+    """What the image encoder keeps of B images: the expensive half of every answer, cacheable.
+
+    Attributes:
+        taps: outputs of the tapped blocks, shallowest first, each (B, T, D) with T = prefix tokens + grid
+            cells, row by row. Empty when masks were not asked for.
+        grid_hw: rows and columns of the patch grid that `taps` hold; (0, 0) without taps.
+        image_embeds: (B, E), projected and L2-normalised, for tags; None when tags were not asked for.
+    """
+
+    taps: tuple[Tensor, ...]
+    grid_hw: tuple[int, int]
+    image_embeds: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        sizes = {t.shape[0] for t in self.taps}
+        if self.image_embeds is not None:
+            sizes.add(self.image_embeds.shape[0])
+        if len(sizes) != 1:
+            raise InputError(f"features of one batch need one batch size, got {sorted(sizes) or 'nothing'}")
+
+    def __len__(self) -> int:
+        """The number of images, B."""
+        first = self.taps[0] if self.taps else self.image_embeds
+        assert first is not None
+        return int(first.shape[0])
+
+    def __getitem__(self, index: int) -> ImageFeatures:
+        """The features of one image, still with a batch axis of 1."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(f"image {index} of {len(self)}")
+        index %= len(self)
+        rows = slice(index, index + 1)
+        embeds = None if self.image_embeds is None else self.image_embeds[rows]
+        return ImageFeatures(tuple(t[rows] for t in self.taps), self.grid_hw, embeds)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskLogits:
+    """Mask logits of one image for P prompts.
+
+    Attributes:
+        logits: float32, CPU, (P, H, W), in prompt order, also for P = 1. Unbounded; their sigmoid is a
+            probability per pixel and is not calibrated.
+        prompts: the P phrases; empty strings where conditions came from elsewhere than text.
+    """
+
+    logits: Tensor
+    prompts: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if self.logits.ndim != 3 or self.logits.shape[0] != len(self.prompts):
+            raise InputError(
+                f"mask logits need shape (P, H, W) with P = {len(self.prompts)} prompts, "
+                f"got {tuple(self.logits.shape)}"
+            )
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the grid that the logits stand on, in pixels of that grid."""
+        return int(self.logits.shape[1]), int(self.logits.shape[2])
+
+    def probabilities(self) -> Tensor:
+        """Sigmoid of the logits: float32 in [0, 1], (P, H, W)."""
+        return torch.sigmoid(self.logits)
+
+
+@dataclass(frozen=True, slots=True)
+class TagScore:
+    """How well one tag describes an image.
+
+    Attributes:
+        tag: the text that was asked.
+        probability: softmax over the tags that were asked together, in [0, 1]; it depends on the others.
+        similarity: cosine of image and text embeddings, in [-1, 1]; it does not depend on the others.
+    """
+
+    tag: str
+    probability: float
+    similarity: float
+
+
+def check_phrases(phrases: Sequence[str], what: str) -> tuple[str, ...]:
+    """Return the phrases as a tuple, or raise.
+
+    Raises:
+        InputError: a single string instead of a sequence, no phrase, a blank one, or one that is no string.
+    """
+    if isinstance(phrases, str):
+        raise InputError(f"{what}s must be a sequence of strings, got the one string {phrases!r}: write [{phrases!r}]")
+    out = tuple(phrases)
+    if not out:
+        raise InputError(f"at least one {what} is needed")
+    for i, phrase in enumerate(out):
+        if not isinstance(phrase, str) or not phrase.strip():
+            raise InputError(f"{what} {i + 1} of {len(out)} must be a non-blank string, got {phrase!r}")
+    return out
