@@ -48,7 +48,9 @@ class DecoderConfig:
         if not self.taps or list(self.taps) != sorted(set(self.taps)):
             raise CheckpointMismatchError(f"taps {self.taps} must be different blocks, shallowest first")
         if not 0 <= self.conditional_layer < len(self.taps):
-            raise CheckpointMismatchError(f"conditional_layer {self.conditional_layer} is none of {len(self.taps)} blocks")
+            raise CheckpointMismatchError(
+                f"conditional_layer {self.conditional_layer} is none of {len(self.taps)} blocks"
+            )
         if self.reduce_dim % self.num_heads:
             raise CheckpointMismatchError(f"reduce_dim {self.reduce_dim} is no multiple of {self.num_heads} heads")
         if len(self.head_kernels) not in (1, 2) or min(self.head_kernels) < 1:
@@ -67,7 +69,8 @@ class DecoderConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> DecoderConfig:
         """Read what `to_dict` wrote. Raises CheckpointMismatchError for unknown keys."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
+            kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+            return cls(**kwargs)
         except TypeError as error:
             raise CheckpointMismatchError(f"not a decoder configuration: {dict(values)} ({error})") from error
 

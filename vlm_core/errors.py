@@ -1,13 +1,13 @@
 """Errors of `vlm_core`. Each message names the value that is wrong and what to do about it.
 
-    VLMError
-    ├── InputError (also ValueError)   an argument that cannot be used
-    ├── CapabilityError                the checkpoint cannot do what was asked (masks from a tags-only CLIP)
-    ├── DataError (also ValueError)    a training or evaluation file that cannot be read
-    └── CheckpointError                a checkpoint that cannot be loaded
-        ├── CheckpointNotFoundError    nothing there, or the hub cannot be reached
-        ├── CheckpointIncompleteError  a file or a tensor is missing
-        └── CheckpointMismatchError    the files do not belong together, or are of another kind
+VLMError
+├── InputError (also ValueError)   an argument that cannot be used
+├── CapabilityError                the checkpoint cannot do what was asked (masks from a tags-only CLIP)
+├── DataError (also ValueError)    a training or evaluation file that cannot be read
+└── CheckpointError                a checkpoint that cannot be loaded
+    ├── CheckpointNotFoundError    nothing there, or the hub cannot be reached
+    ├── CheckpointIncompleteError  a file or a tensor is missing
+    └── CheckpointMismatchError    the files do not belong together, or are of another kind
 """
 
 from __future__ import annotations

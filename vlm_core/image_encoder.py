@@ -104,8 +104,8 @@ class ImageEncoder(nn.Module):
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self._adopt(vit, source)
-        self.architecture = str(vit.pretrained_cfg.get("architecture") or source.split(".")[0])
-        size = vit.patch_embed.img_size
+        self.architecture = str(self.pretrained_cfg.get("architecture") or source.split(".")[0])
+        size: Any = self.vit.patch_embed.img_size
         self.model_args = {"img_size": list(size)} if size else {}
         return self
 
@@ -131,8 +131,14 @@ class ImageEncoder(nn.Module):
 
     def normalisation(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and deviation per channel that the weights were trained with, on a range of 0..1."""
-        cfg = self.vit.pretrained_cfg
+        cfg = self.pretrained_cfg
         return tuple(cfg["mean"]), tuple(cfg["std"])
+
+    @property
+    def pretrained_cfg(self) -> dict[str, Any]:
+        """What timm knows of the weights: architecture, mean, std, input size."""
+        cfg: Any = self.vit.pretrained_cfg
+        return dict(cfg)
 
     def forward(self, pixel_values: Tensor, taps: Sequence[int] = (), *, pooled: bool = True) -> EncodedPixels:
         """Encode a batch.
@@ -172,8 +178,11 @@ class ImageEncoder(nn.Module):
         vit = self.vit
         batch = tokens.shape[0]
         prefix = [
-            token.expand(batch, -1, -1) for token in (vit.cls_token, getattr(vit, "reg_token", None)) if token is not None
+            token.expand(batch, -1, -1)
+            for token in (vit.cls_token, getattr(vit, "reg_token", None))
+            if token is not None
         ]
+        assert vit.pos_embed is not None  # checked when the tower was adopted
         n_prefix = 0 if vit.no_embed_class else self.num_prefix_tokens
         positions = resample_positions(vit.pos_embed, vit.patch_embed.grid_size, grid_hw, n_prefix)
         if vit.no_embed_class:
@@ -181,9 +190,7 @@ class ImageEncoder(nn.Module):
         return torch.cat([*prefix, tokens], dim=1) + positions
 
 
-def resample_positions(
-    positions: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int], n_prefix: int
-) -> Tensor:
+def resample_positions(positions: Tensor, old_hw: tuple[int, int], new_hw: tuple[int, int], n_prefix: int) -> Tensor:
     """Resample a positional embedding to another grid: bicubic, `align_corners=False`, no antialiasing.
 
     Args:

@@ -56,7 +56,8 @@ class ImageTransform:
     def from_dict(cls, values: Mapping[str, Any]) -> ImageTransform:
         """Read what `to_dict` wrote. Raises CheckpointMismatchError where a key is missing or wrong."""
         try:
-            return cls(**{k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()})
+            kwargs: dict[str, Any] = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in values.items()}
+            return cls(**kwargs)
         except TypeError as error:
             raise CheckpointMismatchError(f"not an image transform: {dict(values)} ({error})") from error
 
@@ -79,14 +80,18 @@ class ImageTransform:
             edge = size if crop else None
             size = {"height": size, "width": size}
         if not isinstance(size, Mapping) or not (edge or {"height", "width"} <= set(size)):
-            raise CheckpointMismatchError(f"the image processor's size {size!r} is neither a number nor height and width")
+            raise CheckpointMismatchError(
+                f"the image processor's size {size!r} is neither a number nor height and width"
+            )
         if isinstance(crop_size, int):
             crop_size = {"height": crop_size, "width": crop_size}
         if crop:
             assert isinstance(crop_size, Mapping)
             size_hw = (int(crop_size["height"]), int(crop_size["width"]))
         else:
-            size_hw = (int(size["height"]), int(size["width"])) if "height" in size else (int(edge), int(edge))
+            size_hw = (
+                (int(size["height"]), int(size["width"])) if "height" in size else (int(edge or 0), int(edge or 0))
+            )
         mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
         return cls(
             size_hw=size_hw,

@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedConfig
+from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedConfig
 
 from vlm_core.errors import CheckpointMismatchError, CheckpointNotFoundError, InputError
 
@@ -44,10 +44,10 @@ class TextEncoder(nn.Module):
         self.pooling: Pooling = pooling
         if isinstance(config, CLIPTextConfig):
             self.model: nn.Module = CLIPTextModel(config)
-        elif config.model_type == "bert":
+        elif isinstance(config, BertConfig):
             self.model = BertModel(config, add_pooling_layer=False)  # its tanh pooler is never used
         else:
-            self.model = AutoModel.from_config(config)
+            self.model = AutoModel.from_config(config)  # type: ignore[no-untyped-call]  # transformers
 
     @classmethod
     def pretrained(cls, source: str, pooling: Pooling = "mean") -> TextEncoder:

@@ -65,8 +65,7 @@ class MaskLogits:
     def __post_init__(self) -> None:
         if self.logits.ndim != 3 or self.logits.shape[0] != len(self.prompts):
             raise InputError(
-                f"mask logits need shape (P, H, W) with P = {len(self.prompts)} prompts, "
-                f"got {tuple(self.logits.shape)}"
+                f"mask logits need shape (P, H, W) with P = {len(self.prompts)} prompts, got {tuple(self.logits.shape)}"
             )
 
     @property

@@ -1,0 +1,237 @@
+"""The loaded model: an image is encoded once, then any number of prompts and tags are answered."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from vlm_core.clip import CLIP
+from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
+from vlm_core.masks import upsample_logits
+from vlm_core.preprocess import ImageTransform, TextTokenizer
+from vlm_core.projection import normalised
+from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
+
+_TEXT_CACHE_ENTRIES = 4096
+_TEXT_BATCH = 256
+
+
+class Model:
+    """CLIP, with a CLIPSeg decoder where the checkpoint has one. Safe to call from several threads.
+
+    Attributes:
+        name: base of version names, such as `demo`.
+        fingerprint: sha256, hex, over weights, configuration and tokenizer.
+        clip: the dual encoder, frozen, in evaluation mode.
+        decoder: the mask decoder; None for a checkpoint that only ranks tags.
+        tokenizer: texts -> ids.
+        mask_transform, tag_transform: how each half sees an image.
+        device, dtype: where and in what precision it computes.
+    """
+
+    def __init__(
+        self,
+        *,
+        clip: CLIP,
+        decoder: CLIPSegDecoder | None,
+        tokenizer: TextTokenizer,
+        mask_transform: ImageTransform | None,
+        tag_transform: ImageTransform,
+        name: str,
+        fingerprint: str,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Put the parts together; `vlm_core.load` is the usual way to get one."""
+        self.device = device or torch.device("cpu")
+        self.dtype = dtype
+        self.clip = clip.to(self.device, dtype).eval().requires_grad_(False)
+        self.decoder = None if decoder is None else decoder.to(self.device, dtype).eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.mask_transform = mask_transform
+        self.tag_transform = tag_transform
+        self.name = name
+        self.fingerprint = fingerprint
+        self._text_cache: OrderedDict[str, Tensor] = OrderedDict()
+        self._text_lock = threading.Lock()
+
+    @property
+    def can_segment(self) -> bool:
+        """Whether it gives masks."""
+        return self.decoder is not None
+
+    @property
+    def can_rank(self) -> bool:
+        """Whether it ranks tags; every checkpoint does."""
+        return True
+
+    def segment(self, image: Image.Image, prompts: Sequence[str]) -> MaskLogits:
+        """Score every pixel of one image against each prompt.
+
+        Prompts do not compete: each is scored alone.
+
+        Args:
+            image: RGB, 8 bit, EXIF rotation already applied; H x W px, any size.
+            prompts: P >= 1 phrases, none blank.
+
+        Returns:
+            Logits, float32, CPU, shape (P, H, W), in prompt order, also for P = 1.
+            Unbounded; their sigmoid is not calibrated.
+
+        Raises:
+            InputError: no prompt, a blank one, or something that is no image.
+            CapabilityError: the checkpoint only ranks tags.
+
+        Source: Lueddecke & Ecker, CVPR 2022, arXiv:2112.10003.
+        """
+        phrases = check_phrases(prompts, "prompt")
+        features = self.encode_image(image)
+        grid = self.decode(features, self.encode_text(phrases)).logits
+        return MaskLogits(upsample_logits(grid, (image.height, image.width)), phrases)
+
+    def rank(self, image: Image.Image, tags: Sequence[str]) -> list[TagScore]:
+        """Rank tags by how well they describe the image, best first.
+
+        Args:
+            image: as for `segment`.
+            tags: N >= 1 texts, none blank. Their probabilities sum to one.
+
+        Raises:
+            InputError: no tag, a blank one, or something that is no image.
+
+        Source: Radford et al., arXiv:2103.00020, zero-shot classification.
+        """
+        texts = check_phrases(tags, "tag")
+        return self.rank_features(self.encode_image(image, masks=False, tags=True), texts)
+
+    @torch.inference_mode()
+    def encode_image(
+        self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
+    ) -> ImageFeatures:
+        """Run the image encoder: the expensive half of every answer.
+
+        Args:
+            images: one image or B of them, any sizes.
+            masks: keep what `decode` needs. Only the blocks up to the deepest tap run for it.
+            tags: keep what `rank_features` needs. Tags see the image as CLIP was trained to, in a pass of
+                its own.
+
+        Raises:
+            InputError: no image, something that is no image, or neither masks nor tags asked for.
+            CapabilityError: masks of a checkpoint that only ranks tags.
+        """
+        batch = [images] if isinstance(images, Image.Image) else list(images)
+        if not batch or not (masks or tags):
+            raise InputError("encode_image needs at least one image, and masks or tags")
+        taps: tuple[Tensor, ...] = ()
+        grid_hw = (0, 0)
+        embeds: Tensor | None = None
+        if masks:
+            decoder, transform = self._mask_parts()
+            encoded = self.clip.image_encoder(self._pixels(batch, transform), decoder.config.taps, pooled=False)
+            taps, grid_hw = encoded.taps, encoded.grid_hw
+        if tags:
+            embeds = self.clip.image_embeds(self._pixels(batch, self.tag_transform))
+        return ImageFeatures(taps, grid_hw, embeds)
+
+    @torch.inference_mode()
+    def encode_text(self, prompts: Sequence[str]) -> Tensor:
+        """Conditions for `decode`: (P, E) on the model's device, projected and **not** normalised. Cached by phrase."""
+        phrases = check_phrases(prompts, "prompt")
+        with self._text_lock:
+            missing = [p for p in dict.fromkeys(phrases) if p not in self._text_cache]
+            found = {p: self._text_cache[p] for p in phrases if p in self._text_cache}
+            for phrase in found:
+                self._text_cache.move_to_end(phrase)
+        for start in range(0, len(missing), _TEXT_BATCH):
+            chunk = missing[start : start + _TEXT_BATCH]
+            input_ids, attention_mask = self.tokenizer(chunk)
+            rows = self.clip.conditions(input_ids.to(self.device), attention_mask.to(self.device))
+            found.update(zip(chunk, rows, strict=True))
+        with self._text_lock:
+            self._text_cache.update({p: found[p] for p in missing})
+            while len(self._text_cache) > _TEXT_CACHE_ENTRIES:
+                self._text_cache.popitem(last=False)
+        return torch.stack([found[p] for p in phrases])
+
+    def text_embeds(self, tags: Sequence[str]) -> Tensor:
+        """Text embeddings for tags: (N, E) on the model's device, projected and L2-normalised."""
+        return normalised(self.encode_text(tags))
+
+    @torch.inference_mode()
+    def decode(self, features: ImageFeatures, conditions: Tensor, prompts: Sequence[str] | None = None) -> MaskLogits:
+        """Decode masks from features: the cheap half.
+
+        Args:
+            features: of exactly one image, encoded with `masks=True`.
+            conditions: (P, E), projected and not normalised, as `encode_text` gives them.
+            prompts: names for the P conditions in the result; default empty strings.
+
+        Returns:
+            Logits on the model's own grid: a square view of the whole image, however its sides relate.
+
+        Raises:
+            InputError: features of several images, or without taps, or conditions of another width.
+        """
+        decoder, _ = self._mask_parts()
+        if len(features) != 1 or not features.taps:
+            raise InputError(
+                f"decode takes the mask features of one image, got {len(features)} images, {len(features.taps)} taps"
+            )
+        if conditions.ndim != 2 or conditions.shape[1] != decoder.config.condition_dim:
+            raise InputError(
+                f"conditions need shape (P, {decoder.config.condition_dim}), got {tuple(conditions.shape)}"
+            )
+        taps = [t.to(self.device, self.dtype) for t in features.taps]
+        logits = decoder(taps, conditions.to(self.device, self.dtype)[None], features.grid_hw)[0]
+        names = tuple(prompts) if prompts is not None else ("",) * conditions.shape[0]
+        return MaskLogits(logits.float().cpu(), names)
+
+    @torch.inference_mode()
+    def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
+        """`rank` for one image that was encoded with `tags=True`."""
+        texts = check_phrases(tags, "tag")
+        if len(features) != 1 or features.image_embeds is None:
+            raise InputError("rank_features takes the features of one image, encoded with tags=True")
+        similarity = (features.image_embeds.to(self.device).float() @ self.text_embeds(texts).float().T)[0]
+        probability = (self.clip.temperature_scale.float() * similarity).softmax(-1)
+        scores = [
+            TagScore(tag, float(p), float(s))
+            for tag, p, s in zip(texts, probability.cpu(), similarity.cpu(), strict=True)
+        ]
+        return sorted(scores, key=lambda s: -s.similarity)
+
+    def with_decoder(self, state: Mapping[str, Tensor]) -> Model:
+        """The same encoders with other decoder weights: how a project's own version is served.
+
+        Raises:
+            CapabilityError: this checkpoint has no decoder.
+            CheckpointMismatchError: the weights are of a decoder of another shape.
+        """
+        decoder, _ = self._mask_parts()
+        other = CLIPSegDecoder(decoder.config)
+        try:
+            other.load_state_dict(dict(state))
+        except RuntimeError as error:
+            raise CheckpointMismatchError(f"these decoder weights do not fit {self.name!r}: {error}") from error
+        model = Model.__new__(Model)
+        model.__dict__.update(self.__dict__)
+        model.decoder = other.to(self.device, self.dtype).eval().requires_grad_(False)
+        return model
+
+    def _mask_parts(self) -> tuple[CLIPSegDecoder, ImageTransform]:
+        if self.decoder is None or self.mask_transform is None:
+            raise CapabilityError(
+                f"the checkpoint {self.name!r} ranks tags but gives no masks: load one with a CLIPSeg decoder, "
+                "such as CIDAS/clipseg-rd64-refined"
+            )
+        return self.decoder, self.mask_transform
+
+    def _pixels(self, images: Sequence[Image.Image], transform: ImageTransform) -> Tensor:
+        return torch.stack([transform(image) for image in images]).to(self.device, self.dtype)
