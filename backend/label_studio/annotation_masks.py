@@ -16,7 +16,14 @@ import numpy as np
 
 from backend.label_studio.brush import BrushError, Mask, decode_mask
 from backend.label_studio.config import PredictionPlan
-from backend.label_studio.shapes import MAX_PERCENT, ShapeError, bitmask_mask, ellipse_mask, polygon_mask, rectangle_mask
+from backend.label_studio.shapes import (
+    MAX_PERCENT,
+    ShapeError,
+    bitmask_mask,
+    ellipse_mask,
+    polygon_mask,
+    rectangle_mask,
+)
 
 MAX_MASK_PIXELS = 400_000_000
 

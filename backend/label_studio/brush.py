@@ -52,10 +52,12 @@ def encode_mask(mask: Mask) -> list[int]:
     starts = np.flatnonzero(np.concatenate(([True], flat[1:] != flat[:-1])))
     lengths = np.diff(np.append(starts, flat.size)).astype(np.int64) * _CHANNELS
     inside = flat[starts]
-    lengths, inside = _split_long_runs(lengths, inside)
+    lengths, inside, cut = _split_long_runs(lengths, inside)
 
     # Runs are multiples of four values, so that the single-value form never occurs.
     which = np.searchsorted(1 << np.array(_LENGTH_BITS), lengths)
+    # The reference writes every piece of a cut run in the longest field.
+    which[cut] = len(_LENGTH_BITS) - 1
     length_bits = np.array(_LENGTH_BITS)[which]
     codes = (1 << 2) | which
     codes = (codes << length_bits) | (lengths - 1)
@@ -106,16 +108,13 @@ def decode_mask(rle: Sequence[int], size_hw: tuple[int, int]) -> Mask:
     return alpha >= (most + 1) // 2
 
 
-def _split_long_runs(lengths: npt.NDArray[np.int64], inside: Mask) -> tuple[npt.NDArray[np.int64], Mask]:
-    """Cut runs that the longest length field cannot hold, full pieces first."""
+def _split_long_runs(lengths: npt.NDArray[np.int64], inside: Mask) -> tuple[npt.NDArray[np.int64], Mask, Mask]:
+    """Cut runs that the longest length field cannot hold, full pieces first; the third says which were cut."""
     pieces = -(-lengths // _LONGEST_RUN)
-    if pieces.max() == 1:
-        return lengths, inside
     owner = np.repeat(np.arange(lengths.size), pieces)
     split = np.full(owner.size, _LONGEST_RUN, dtype=np.int64)
-    last = np.cumsum(pieces) - 1
-    split[last] = lengths - (pieces - 1) * _LONGEST_RUN
-    return split, inside[owner]
+    split[np.cumsum(pieces) - 1] = lengths - (pieces - 1) * _LONGEST_RUN
+    return split, inside[owner], (pieces > 1)[owner]
 
 
 def _to_bits(codes: npt.NDArray[np.int64], widths: npt.NDArray[np.int64]) -> npt.NDArray[np.uint8]:
