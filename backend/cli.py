@@ -1,0 +1,82 @@
+"""`vlm`: the commands of the server, the worker and the models.
+
+A composition root: only here may all three packages meet. Each command imports what it needs when it runs, so
+that `vlm --help` answers at once and a command for the terminal does not load a web server.
+
+A command ends with exit code 0 only on success. An error that we foresee is one message on stderr and exit
+code 1; wrong usage is exit code 2.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from backend.settings import Settings
+
+app = typer.Typer(
+    name="vlm",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+
+def main() -> None:
+    """Entry point of the console script: runs a command and turns foreseen errors into one message."""
+    # Errors are known by their base classes only, so that nothing heavy is imported for them.
+    from vlm_core.errors import VLMError
+
+    try:
+        app()
+    except VLMError as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def settings_or_exit(**overrides: object) -> Settings:
+    """The settings for a command; wrong ones end the command with all of them listed.
+
+    Args:
+        overrides: settings by attribute name, from the command line; None means not given.
+    """
+    from backend.settings import SettingsError, load_settings
+
+    try:
+        return load_settings(**overrides)
+    except SettingsError as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
+
+
+@app.callback()
+def _commands() -> None:
+    # With a callback `vlm` stays a group of commands, also while there is only one.
+    """CLIP and CLIPSeg for Label Studio: images arrive pre-labelled, corrections make the model better."""
+
+
+@app.command()
+def serve(
+    host: Annotated[str | None, typer.Option(help="Address to listen on (VLM_HOST, 127.0.0.1).")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on (PORT, 9090); 0: a free one.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Hub id, directory, or demo (VLM_CHECKPOINT).")] = None,
+    with_worker: Annotated[
+        bool, typer.Option("--with-worker", help="Start a training worker too, and end it with the server.")
+    ] = False,
+) -> None:
+    """Serve predictions to Label Studio.
+
+    Example: vlm serve --checkpoint demo --with-worker
+    """
+    settings = settings_or_exit(host=host, port=port, checkpoint=checkpoint)
+    from backend.server import run_server
+
+    raise typer.Exit(run_server(settings, with_worker=with_worker))
+
+
+if __name__ == "__main__":
+    main()
