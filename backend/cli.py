@@ -10,6 +10,7 @@ code 1; wrong usage is exit code 2.
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -80,3 +81,43 @@ def serve(
 
 if __name__ == "__main__":
     main()
+
+
+@app.command()
+def predict(
+    images: Annotated[list[Path], typer.Argument(help="Image files.")],
+    out: Annotated[Path, typer.Option(help="Directory for overlays, masks and predictions.json.")],
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="A phrase to mark; 'a | b' are alternatives. Repeatable.")
+    ] = None,
+    tag: Annotated[list[str] | None, typer.Option(help="A description to rank. Repeatable.")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="Hub id, directory, or demo (VLM_CHECKPOINT).")] = None,
+    threshold: Annotated[float, typer.Option(help="Probability from which a pixel is marked, 0 to 1.")] = 0.5,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (VLM_DEVICE).")] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print predictions.json instead of a table.")] = False,
+) -> None:
+    """Draw masks for phrases and rank descriptions, for image files.
+
+    Example: vlm predict street.jpg --prompt "left player" --tag "a train on a track" --tag "a cat" --out seen/
+    """
+    settings = settings_or_exit(checkpoint=checkpoint, device=device)
+    import vlm_core
+    from backend.terminal import print_predictions, progress_bar
+    from vlm_core.predict_files import predict_files
+
+    model = vlm_core.load(settings.checkpoint, settings.device, settings.dtype)
+    with progress_bar("predicting", len(images)) as advance:
+        results = predict_files(
+            model,
+            images,
+            prompts=prompt or [],
+            tags=tag or [],
+            out=out,
+            threshold=threshold,
+            on_image=lambda _: advance(),
+        )
+    if json_:
+        typer.echo((out / "predictions.json").read_text(), nl=False)
+    else:
+        print_predictions(results, out)
+    raise typer.Exit(1 if any(r.error for r in results) else 0)

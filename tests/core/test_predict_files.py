@@ -1,0 +1,106 @@
+"""`vlm predict`'s files: what is written is what the model said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+import vlm_core
+from tests.core.factories import make_clip_directory, make_clipseg_directory
+from vlm_core import errors, masks
+from vlm_core.model import Model
+from vlm_core.overlay import PALETTE, draw_overlay
+from vlm_core.predict_files import predict_files, split_alternatives
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    directory = tmp_path_factory.mktemp("model") / "tiny"
+    make_clipseg_directory(directory, mask_size=64, image_size=32)
+    return vlm_core.load(directory, device="cpu")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    """80 x 50 px in the file, displayed as 50 x 80: EXIF orientation 6."""
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (50, 80, 3), dtype=np.uint8))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "photo.png", exif=exif)
+    return tmp_path / "photo.png"
+
+
+def test_masks_on_disk_are_the_models_masks_as_displayed(model: Model, photo: Path, tmp_path: Path) -> None:
+    (result,) = predict_files(model, [photo], prompts=["left | right", "dog"], tags=["a", "b"], out=tmp_path / "out")
+    assert (result.width, result.height) == (50, 80)
+    upright = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+    probability = model.segment(upright, ["left", "right", "dog"]).probabilities()
+    expected = [probability[:2].amax(0), probability[2]]
+    for found, truth in zip(result.prompts, expected, strict=True):
+        mask = np.asarray(Image.open(tmp_path / "out" / found.mask))
+        assert np.array_equal(mask == 255, masks.binarise(truth, 0.5))
+        assert set(np.unique(mask)) <= {0, 255}
+        assert found.area == pytest.approx(float((truth >= 0.5).float().mean()))
+    assert sum(t.probability for t in result.tags) == pytest.approx(1)
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert document["images"][0]["prompts"][0]["mask"] == result.prompts[0].mask
+    assert document["model"]["fingerprint"] == model.fingerprint
+
+
+def test_one_broken_file_costs_only_itself(model: Model, photo: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"no image")
+    seen = []
+    results = predict_files(
+        model,
+        [tmp_path / "broken.png", photo, photo, tmp_path / "missing.png"],
+        prompts=["x"],
+        tags=[],
+        out=tmp_path / "out",
+        on_image=seen.append,
+    )
+    assert [r.error is None for r in results] == [False, True, True, False]
+    assert "broken.png" in str(results[0].error)
+    assert results[1].overlay != results[2].overlay  # two images of one name do not overwrite each other
+    assert seen == results
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"prompts": [], "tags": []}, "nothing was asked"),
+        ({"prompts": [" | "], "tags": []}, "blank"),
+        ({"prompts": ["x"], "tags": [], "threshold": 1.5}, r"1\.5"),
+    ],
+)
+def test_unusable_arguments_are_named(
+    model: Model, photo: Path, tmp_path: Path, arguments: dict[str, object], message: str
+) -> None:
+    with pytest.raises(errors.InputError, match=message):
+        predict_files(model, [photo], out=tmp_path / "out", **arguments)  # type: ignore[arg-type]  # mistakes on purpose
+
+
+def test_prompts_need_a_checkpoint_with_masks(photo: Path, tmp_path: Path) -> None:
+    make_clip_directory(tmp_path / "clip")
+    with pytest.raises(errors.CapabilityError):
+        predict_files(vlm_core.load(tmp_path / "clip"), [photo], prompts=["x"], tags=[], out=tmp_path / "out")
+
+
+def test_alternatives_are_split_and_trimmed() -> None:
+    assert split_alternatives(" a | b|c ") == ["a", "b", "c"]
+
+
+def test_the_overlay_tints_the_mask_and_nothing_else() -> None:
+    grey = Image.new("RGB", (60, 40), (128, 128, 128))
+    mask = np.zeros((40, 60), dtype=bool)
+    mask[10:30, 20:50] = True
+    drawn = np.asarray(draw_overlay(grey, [mask], ["a thing: 0.9"]))
+    assert (drawn[:40, :60][~mask] == 128).all()
+    assert (drawn[15, 30] != 128).any()
+    assert tuple(drawn[10, 30]) == PALETTE[0]  # the outline
+    assert drawn.shape[0] > 40  # the legend stands below the image
+    assert torch.tensor(drawn[:40, :60]).shape == (40, 60, 3)

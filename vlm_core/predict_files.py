@@ -1,0 +1,180 @@
+"""Masks and tags for image files, written where one can look at them: what `vlm predict` does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from PIL import Image, ImageOps
+
+from vlm_core.errors import InputError
+from vlm_core.masks import binarise, bounding_box, combine_alternatives, upsample_logits
+from vlm_core.model import Model
+from vlm_core.overlay import draw_overlay
+from vlm_core.types import TagScore
+
+
+@dataclass(frozen=True, slots=True)
+class PromptResult:
+    """One prompt on one image.
+
+    Attributes:
+        prompt: as asked; alternatives separated by `|`.
+        score: mean probability inside the mask, in [0, 1]; the highest probability anywhere if it is empty.
+        area: fraction of the image that the mask covers, in [0, 1].
+        box_xyxy: of the mask, px, end exclusive; None where nothing was found.
+        mask: file name of the mask, a PNG with 255 inside and 0 outside.
+    """
+
+    prompt: str
+    score: float
+    area: float
+    box_xyxy: tuple[int, int, int, int] | None
+    mask: str
+
+
+@dataclass(frozen=True, slots=True)
+class FileResult:
+    """One image file: what was found, or why it could not be read.
+
+    Attributes:
+        image: the path as given.
+        width, height: as displayed, EXIF rotation applied, px; 0 when it could not be read.
+        prompts: in the order asked.
+        tags: best first.
+        overlay: file name of the picture; None when the image could not be read.
+        error: the reason; None on success.
+    """
+
+    image: str
+    width: int
+    height: int
+    prompts: tuple[PromptResult, ...]
+    tags: tuple[TagScore, ...]
+    overlay: str | None
+    error: str | None
+
+
+def predict_files(
+    model: Model,
+    images: Sequence[Path],
+    *,
+    prompts: Sequence[str],
+    tags: Sequence[str],
+    out: Path,
+    threshold: float = 0.5,
+    on_image: Callable[[FileResult], None] = lambda result: None,
+) -> list[FileResult]:
+    """Predict every file and write overlays, masks and `predictions.json` into `out`.
+
+    Args:
+        model: any loaded model; prompts need one that gives masks.
+        images: paths of image files that Pillow reads. One that it does not read costs only itself.
+        prompts: phrases, each `a | b | ...` where alternatives mean one thing (combined by the maximum).
+        tags: texts to rank.
+        out: directory, made where it is missing; files of the same name are replaced.
+        threshold: probability from which a pixel belongs to a mask, in [0, 1].
+        on_image: called after each image, for progress.
+
+    Raises:
+        InputError: neither prompts nor tags, a blank one, no image, or a threshold out of range.
+        CapabilityError: prompts for a checkpoint that only ranks tags.
+    """
+    if not images:
+        raise InputError("no image was given")
+    if not prompts and not tags:
+        raise InputError("nothing was asked: give at least one prompt or one tag")
+    if not 0 <= threshold <= 1:
+        raise InputError(f"threshold {threshold} must lie between 0 and 1")
+    alternatives = [split_alternatives(prompt) for prompt in prompts]
+    out.mkdir(parents=True, exist_ok=True)
+    results = []
+    for path, stem in zip(images, _unique_stems(images), strict=True):
+        try:
+            image = read_image(path)
+        except InputError as error:
+            result = FileResult(str(path), 0, 0, (), (), None, str(error))
+        else:
+            result = _predict_one(model, path, image, stem, prompts, alternatives, tags, out, threshold)
+        results.append(result)
+        on_image(result)
+    document = {
+        "model": {"name": model.name, "fingerprint": model.fingerprint},
+        "threshold": threshold,
+        "images": [asdict(r) for r in results],
+    }
+    (out / "predictions.json").write_text(json.dumps(document, indent=1) + "\n")
+    return results
+
+
+def split_alternatives(prompt: str) -> list[str]:
+    """`a | b` -> [a, b]. Raises InputError where nothing is left."""
+    phrases = [part.strip() for part in prompt.split("|") if part.strip()]
+    if not phrases:
+        raise InputError(f"the prompt {prompt!r} is blank")
+    return phrases
+
+
+def read_image(path: Path) -> Image.Image:
+    """An image file as displayed: RGB, EXIF rotation applied. Raises InputError naming the file."""
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except Exception as error:  # Pillow's decoders raise what they like for a broken file
+        raise InputError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
+
+
+def _predict_one(
+    model: Model,
+    path: Path,
+    image: Image.Image,
+    stem: str,
+    prompts: Sequence[str],
+    alternatives: Sequence[Sequence[str]],
+    tags: Sequence[str],
+    out: Path,
+    threshold: float,
+) -> FileResult:
+    features = model.encode_image(image, masks=bool(prompts), tags=bool(tags))
+    found, drawn, legend = [], [], []
+    if prompts:
+        phrases = [phrase for group in alternatives for phrase in group]
+        grid = model.decode(features, model.encode_text(phrases)).logits
+        groups, start = [], 0
+        for group in alternatives:
+            groups.append(range(start, start + len(group)))
+            start += len(group)
+        for index, (prompt, group_indices) in enumerate(zip(prompts, groups, strict=True)):
+            # one prompt at a time: all of them at full size would fill the memory of a large photograph
+            rows = upsample_logits(grid[list(group_indices)], (image.height, image.width)).sigmoid()
+            probability = combine_alternatives(rows, [range(len(group_indices))])[0].numpy()
+            mask = binarise(probability, threshold)
+            name = f"{stem}.mask-{index + 1}-{_slug(prompt)}.png"
+            Image.fromarray(mask).convert("L").save(out / name)
+            score = float(probability[mask].mean()) if mask.any() else float(probability.max())
+            found.append(PromptResult(prompt, score, float(mask.mean()), bounding_box(mask), name))
+            drawn.append(mask)
+            legend.append(f"{prompt}: {score:.2f}" if mask.any() else f"{prompt}: nothing found")
+    ranked = model.rank_features(features, tags) if tags else []
+    legend += [f"{'> ' if i == 0 else ''}{s.tag}: {s.probability:.0%}" for i, s in enumerate(ranked)]
+    overlay = f"{stem}.overlay.png"
+    draw_overlay(image, drawn, legend).save(out / overlay)
+    return FileResult(str(path), image.width, image.height, tuple(found), tuple(ranked), overlay, None)
+
+
+def _unique_stems(paths: Sequence[Path]) -> list[str]:
+    """File names without ending, made different where two images share one."""
+    stems: list[str] = []
+    for path in paths:
+        stem, number = path.stem, 2
+        while stem in stems:
+            stem, number = f"{path.stem}-{number}", number + 1
+        stems.append(stem)
+    return stems
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:40] or "prompt"
