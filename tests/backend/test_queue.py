@@ -1,0 +1,286 @@
+"""The training queue against a real Redis: coalesced, never lost, never stuck."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import redis
+from rq import SimpleWorker
+from rq.job import Job, JobStatus
+from rq.registry import ScheduledJobRegistry
+from rq.serializers import JSONSerializer
+
+from backend import queue as queue_module
+from backend.queue import START_TRAINING, Begun, RequestOutcome, TrainingQueue, save_progress
+from backend.redis_server import connect_redis, release_server
+
+
+@dataclass(frozen=True)
+class Where:
+    data_dir: Path
+    redis_url: str | None = None
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
+    where = Where(tmp_path_factory.mktemp("queue"))
+    yield connect_redis(where)
+    release_server(where.data_dir / "redis")
+
+
+@pytest.fixture
+def connection(server: redis.Redis) -> redis.Redis:
+    server.flushall()
+    return server
+
+
+@pytest.fixture
+def queue(connection: redis.Redis) -> TrainingQueue:
+    return TrainingQueue(connection, timeout_s=60)
+
+
+class Jobs(ModuleType):
+    """An importable module with a job whose body the test gives."""
+
+    body: Callable[[int], object]
+    failures: list[BaseException]
+
+    def train(self, project_id: int) -> object:
+        return self.body(project_id)
+
+
+@pytest.fixture
+def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
+    module = Jobs("vlm_test_jobs")
+    module.failures = []
+    module.train_project = lambda project_id: module.body(project_id)  # type: ignore[attr-defined]
+    module.on_failure = lambda job, connection, kind, value, trace: module.failures.append(value)  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "vlm_test_jobs", module)
+    monkeypatch.setattr(queue_module, "TRAIN_FUNCTION", "vlm_test_jobs.train_project")
+    monkeypatch.setattr(queue_module, "FAILURE_CALLBACK", "vlm_test_jobs.on_failure")
+    return module
+
+
+def burst(queue: TrainingQueue) -> None:
+    worker = SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer)
+    worker.work(burst=True, logging_level="ERROR")
+
+
+def current_job(queue: TrainingQueue, project_id: int = 7) -> str:
+    job = queue.status(project_id)
+    assert job is not None
+    return job.job_id
+
+
+def all_jobs(connection: redis.Redis) -> set[str]:
+    return {key.decode().removeprefix("rq:job:") for key in connection.keys("rq:job:*")}
+
+
+def at_once(work: Callable[[int], object], count: int) -> list[object]:
+    barrier = threading.Barrier(count)
+    results: list[object] = []
+
+    def run(index: int) -> None:
+        barrier.wait()
+        results.append(work(index))
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return results
+
+
+def test_a_request_becomes_a_job_with_explicit_limits(queue: TrainingQueue, connection: redis.Redis) -> None:
+    outcome = queue.request_training(7, reason="ANNOTATION_CREATED")
+    assert outcome.state == "queued"
+    job = Job.fetch(outcome.job_id, connection=connection, serializer=JSONSerializer)
+    assert job.func_name == "training_jobs.jobs.train_project"
+    assert list(job.args) == [7]
+    assert job.timeout == 60
+    assert job.result_ttl == 7 * 24 * 3600
+    assert job.failure_ttl == 30 * 24 * 3600
+    assert (job.retries_left, job.retry_intervals) == (2, [30, 180])
+    assert b"\x80" not in connection.hget(job.key, "data")[:1]  # no pickle
+    assert queue.rq.job_ids == [outcome.job_id]
+
+
+def test_requests_that_come_while_one_waits_add_nothing(queue: TrainingQueue, connection: redis.Redis) -> None:
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    second = queue.request_training(7, reason=START_TRAINING)
+    assert second == RequestOutcome(first.job_id, "already queued")
+    assert queue.rq.job_ids == [first.job_id]
+    assert queue.request_training(8, reason="ANNOTATION_CREATED").state == "queued"
+    assert len(queue.rq) == 2
+
+
+def test_requests_at_the_same_moment_make_one_job(queue: TrainingQueue, connection: redis.Redis) -> None:
+    outcomes = at_once(lambda _: queue.request_training(7, reason="ANNOTATION_CREATED"), 24)
+    states = [outcome.state for outcome in outcomes if isinstance(outcome, RequestOutcome)]
+    assert sorted(states) == ["already queued"] * 23 + ["queued"]
+    assert len(queue.rq) == len(all_jobs(connection)) == 1
+    assert queue.begin(7, current_job(queue)) == Begun(seen=24, forced=False)
+
+
+def test_requests_during_a_run_lead_to_exactly_one_more(queue: TrainingQueue, jobs: Jobs) -> None:
+    seen: list[int] = []
+    states: list[str] = []
+
+    def body(project_id: int) -> None:
+        job_id = current_job(queue)
+        begun = queue.begin(project_id, job_id)
+        assert begun is not None
+        seen.append(begun.seen)
+        if len(seen) == 1:
+            outcomes = at_once(lambda _: queue.request_training(7, reason="ANNOTATION_UPDATED"), 12)
+            states.extend(outcome.state for outcome in outcomes if isinstance(outcome, RequestOutcome))
+            assert len(queue.rq) == 0  # nothing queued beside a running job
+            live = queue.status(7)
+            assert live is not None
+            assert live.follow_up
+        queue.finish(project_id, job_id)
+
+    jobs.body = body
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    burst(queue)
+    assert states == ["will follow"] * 12
+    assert seen == [1, 13]
+    assert queue.status(7) is None
+
+
+def test_no_request_is_lost_however_they_interleave(queue: TrainingQueue, jobs: Jobs) -> None:
+    # Four webhooks keep asking while jobs begin and end. In the end every request was covered by a job that began
+    # after it, and never did two jobs of the project wait.
+    made = threading.Lock()
+    count = 0
+    covered: list[int] = []
+    most_waiting = 0
+
+    def webhook() -> None:
+        nonlocal count
+        for _ in range(40):
+            with made:
+                count += 1
+            queue.request_training(7, reason="ANNOTATION_CREATED")
+
+    def body(project_id: int) -> None:
+        nonlocal most_waiting
+        job_id = current_job(queue)
+        begun = queue.begin(project_id, job_id)
+        assert begun is not None
+        covered.append(begun.seen)
+        most_waiting = max(most_waiting, len(queue.rq))
+        queue.finish(project_id, job_id)
+        most_waiting = max(most_waiting, len(queue.rq))
+
+    jobs.body = body
+    webhooks = [threading.Thread(target=webhook) for _ in range(4)]
+    for thread in webhooks:
+        thread.start()
+    while any(thread.is_alive() for thread in webhooks):
+        burst(queue)
+    burst(queue)
+    assert covered[-1] == count == 160
+    assert covered == sorted(set(covered))  # each job had something new
+    assert most_waiting <= 1
+    assert queue.status(7) is None
+
+
+def test_a_job_that_waits_for_its_retry_covers_new_requests(
+    queue: TrainingQueue, jobs: Jobs, connection: redis.Redis
+) -> None:
+    def body(project_id: int) -> None:
+        queue.begin(project_id, current_job(queue))
+        raise ConnectionError("Label Studio is away")
+
+    jobs.body = body
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    burst(queue)
+    live = queue.status(7)
+    assert live is not None
+    assert (live.job_id, live.state) == (first.job_id, "retrying")
+    assert ScheduledJobRegistry(queue=queue.rq).get_job_ids() == [first.job_id]
+    assert queue.request_training(7, reason=START_TRAINING) == RequestOutcome(first.job_id, "already queued")
+    assert all_jobs(connection) == {first.job_id}
+    assert queue.begin(7, first.job_id) == Begun(seen=2, forced=True)
+
+
+@pytest.mark.parametrize("status", [JobStatus.FAILED, JobStatus.CANCELED, JobStatus.STOPPED, JobStatus.FINISHED])
+def test_a_mark_whose_job_has_ended_does_not_block(
+    queue: TrainingQueue, connection: redis.Redis, status: JobStatus
+) -> None:
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    connection.delete(queue.rq.key)
+    Job.fetch(first.job_id, connection=connection, serializer=JSONSerializer).set_status(status)
+    assert queue.status(7) is None
+    assert queue.enqueue_forgotten() == [7]
+    second = queue.status(7)
+    assert second is not None
+    assert second.job_id != first.job_id
+    assert queue.enqueue_forgotten() == []
+
+
+def test_a_mark_whose_job_has_vanished_does_not_block(queue: TrainingQueue, connection: redis.Redis) -> None:
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    connection.delete(queue.rq.key, Job.key_for(first.job_id))
+    assert queue.request_training(7, reason="ANNOTATION_CREATED").state == "queued"
+    assert len(queue.rq) == 1
+
+
+def test_a_job_that_was_replaced_is_told_so(queue: TrainingQueue, connection: redis.Redis) -> None:
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    Job.fetch(first.job_id, connection=connection, serializer=JSONSerializer).set_status(JobStatus.FAILED)
+    second = queue.request_training(7, reason="ANNOTATION_CREATED")
+    assert second.state == "queued"
+    assert queue.begin(7, first.job_id) is None
+    assert queue.finish(7, first.job_id) is None
+    assert current_job(queue) == second.job_id
+    assert queue.begin(7, second.job_id) == Begun(seen=2, forced=False)
+
+
+def test_the_button_is_remembered_until_a_job_begins(queue: TrainingQueue) -> None:
+    queue.request_training(7, reason=START_TRAINING)
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    job_id = current_job(queue)
+    assert queue.begin(7, job_id) == Begun(seen=2, forced=True)
+    assert queue.begin(7, job_id) == Begun(seen=2, forced=False)
+
+
+def test_what_runs_and_waits_is_listed_with_its_progress(queue: TrainingQueue, jobs: Jobs) -> None:
+    seen: list[list[tuple[int, str, dict[str, object]]]] = []
+
+    def body(project_id: int) -> None:
+        if project_id == 7:
+            job = Job.fetch(current_job(queue), connection=queue.rq.connection, serializer=JSONSerializer)
+            save_progress(job, {"phase": "training", "percent": 40, "loss": 0.3})
+            seen.append([(live.project_id, live.state, live.progress) for live in queue.jobs()])
+
+    jobs.body = body
+    queue.request_training(7, reason=START_TRAINING)
+    queue.request_training(8, reason="ANNOTATION_CREATED")
+    burst(queue)
+    assert seen == [[(7, "running", {"phase": "training", "percent": 40, "loss": 0.3}), (8, "queued", {})]]
+    assert queue.jobs() == []
+
+
+def test_version_notices_reach_a_listener(queue: TrainingQueue, connection: redis.Redis) -> None:
+    notices = queue.version_notices(timeout_s=0.05)
+    assert next(notices) is None
+    queue.announce_version(7, 3)
+    connection.publish(queue_module.NEW_VERSION_CHANNEL, "not ours")
+    heard = [next(notices) for _ in range(2)]
+    assert heard == [queue_module.VersionNotice(7, 3), None]
+    notices.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("project_id", [0, -1, True, "7"])
+def test_project_ids_are_positive_integers(queue: TrainingQueue, project_id: object) -> None:
+    with pytest.raises(ValueError, match="project id"):
+        queue.request_training(project_id, reason="x")  # type: ignore[arg-type]
