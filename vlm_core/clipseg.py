@@ -19,7 +19,8 @@ class DecoderConfig:
     """Sizes of a decoder.
 
     Attributes:
-        taps: 0-based blocks of the image encoder, shallowest first. The published weights use (3, 6, 9).
+        taps: 0-based blocks of the image encoder; the last one is read first, so usually shallowest first.
+            The published weights use (3, 6, 9).
         tap_width: width of those blocks' tokens.
         condition_dim: width of the condition, the CLIP projection's.
         num_prefix_tokens: class and register tokens at the start of each tap; dropped before the head.
@@ -45,8 +46,8 @@ class DecoderConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.taps or list(self.taps) != sorted(set(self.taps)):
-            raise CheckpointMismatchError(f"taps {self.taps} must be different blocks, shallowest first")
+        if not self.taps or min(self.taps) < 0:
+            raise CheckpointMismatchError(f"taps {self.taps} must be one or more blocks, counted from 0")
         if not 0 <= self.conditional_layer < len(self.taps):
             raise CheckpointMismatchError(
                 f"conditional_layer {self.conditional_layer} is none of {len(self.taps)} blocks"
@@ -153,7 +154,7 @@ class CLIPSegDecoder(nn.Module):
         """Decode P conditions for each of B images.
 
         Args:
-            taps: one (B, T, tap_width) for each of `config.taps`, shallowest first, T = prefix + grid cells.
+            taps: one (B, T, tap_width) for each of `config.taps`, in that order, T = prefix + grid cells.
             conditions: (B, P, condition_dim), projected and not normalised.
             grid_hw: rows and columns of the patch grid.
 

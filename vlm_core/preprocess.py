@@ -93,6 +93,8 @@ class ImageTransform:
                 (int(size["height"]), int(size["width"])) if "height" in size else (int(edge or 0), int(edge or 0))
             )
         mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
+        if not processor.get("do_normalize", True):
+            mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return cls(
             size_hw=size_hw,
             crop=crop,

@@ -68,6 +68,7 @@ def make_clipseg_directory(
     image_size: int = 224,
     patch_size: int = 16,
     taps: tuple[int, ...] = (1, 2, 3),
+    conditional_layer: int = 0,
     seed: int = 0,
     rescale: bool = True,
 ) -> CLIPSegForImageSegmentation:
@@ -88,6 +89,7 @@ def make_clipseg_directory(
         decoder_num_attention_heads=4,
         decoder_intermediate_size=64,
         extract_layers=list(taps),
+        conditional_layer=conditional_layer,
         use_complex_transposed_convolution=refined,
     )
     model = CLIPSegForImageSegmentation(config).eval()

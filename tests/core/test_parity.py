@@ -109,6 +109,27 @@ def test_smaller_inputs_equal_transformers(clipseg: Path, size: int) -> None:
     torch.testing.assert_close(our_logits(model, PHRASES), expected, atol=TOLERANCE, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("taps", "conditional_layer", "patch_size"),
+    [((0, 2, 4), 1, 16), ((3, 1), 1, 8), ((2,), 0, 32), ((4, 0, 2, 1), 2, 16)],
+)
+def test_unusual_configurations_equal_transformers(
+    tmp_path: Path, taps: tuple[int, ...], conditional_layer: int, patch_size: int
+) -> None:
+    make_clipseg_directory(
+        tmp_path,
+        taps=taps,
+        conditional_layer=conditional_layer,
+        patch_size=patch_size,
+        image_size=64,
+        mask_size=96,
+    )
+    model = vlm_core.load(tmp_path, device="cpu")
+    assert model.mask_transform is not None
+    expected = reference_logits(tmp_path, model.mask_transform(picture())[None], PHRASES)
+    torch.testing.assert_close(our_logits(model, PHRASES), expected, atol=TOLERANCE, rtol=0)
+
+
 def test_logits_per_image_equal_transformers(tmp_path: Path) -> None:
     reference = make_clip_directory(tmp_path)
     model = vlm_core.load(tmp_path, device="cpu")
