@@ -1,0 +1,1 @@
+"""The bundled demo checkpoint: generated scenes, its recipe, and its card."""

@@ -1,0 +1,112 @@
+"""Rebuild the demo checkpoint: `python -m vlm_core.demo.build`.
+
+Both recipes, one after the other, on generated scenes: `train clip` on captions, then `train clipseg` with
+the encoders learning on. Interrupted, it goes on where it was when started again with `--resume`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import time
+from pathlib import Path
+
+from vlm_core.checkpoint import DEMO_DIRECTORY
+from vlm_core.demo.source import SceneSource, validation_samples
+from vlm_core.recipes import common
+from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
+from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+
+SIDE = 96
+SCENES = 20_000
+VALIDATION_SEEDS = range(1_000_000, 1_000_100)
+
+CLIP_SETTINGS = TrainClipSettings(
+    image_encoder="scratch:vit_tiny_patch16_224",
+    image_args={
+        "img_size": SIDE,
+        "patch_size": 8,
+        "embed_dim": 192,
+        "depth": 6,
+        "num_heads": 3,
+        "global_pool": "avg",
+    },
+    text_encoder="scratch:distilbert",
+    text_args={"dim": 128, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "dropout": 0.0, "attention_dropout": 0.0},
+    image_size=SIDE,
+    crop=False,
+    max_tokens=32,
+    projection_dim=128,
+    steps=300,
+    batch_size=64,
+    learning_rate=1e-3,
+    weight_decay=0.05,
+    evaluate_every=100,
+    validation_images=100,
+    precision="bf16",
+    name="demo",
+)
+
+
+def clipseg_settings(clip: Path, steps: int) -> TrainClipsegSettings:
+    """The second recipe's settings, on the first one's checkpoint."""
+    return TrainClipsegSettings(
+        clip=str(clip),
+        taps=(2, 5),
+        reduce_dim=64,
+        num_heads=2,
+        mlp_width=256,
+        dropout=0.0,
+        train_encoders=True,
+        contrastive_weight=0.2,
+        dice_weight=0.5,
+        phrases_per_image=5,
+        steps=steps,
+        batch_size=32,
+        learning_rate=1.2e-3,
+        weight_decay=0.02,
+        evaluate_every=250,
+        save_every=250,
+        precision="bf16",
+        store="float16",
+        name="demo",
+    )
+
+
+def build(work: Path, *, steps: int, resume: bool, quiet: bool) -> Path:
+    """Train both parts below `work` and return the finished checkpoint's directory."""
+    source = SceneSource(range(SCENES), SIDE)
+    clip = work / "clip" / common.CHECKPOINT
+    if not (resume and clip.is_dir()):
+        held_out = SceneSource(VALIDATION_SEEDS, SIDE)
+        unfinished = resume and (work / "clip" / common.STATE_INFO).is_file()
+        train_clip(CLIP_SETTINGS, source, held_out, work / "clip", resume=unfinished, quiet=quiet)
+    unfinished = resume and (work / "clipseg" / common.STATE_INFO).is_file()
+    return train_clipseg(
+        clipseg_settings(clip, steps),
+        source,
+        lambda: validation_samples(VALIDATION_SEEDS),
+        work / "clipseg",
+        resume=unfinished,
+        quiet=quiet,
+    )
+
+
+def main() -> None:
+    """Command line of `python -m vlm_core.demo.build`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True, help="directory of the training runs")
+    parser.add_argument("--steps", type=int, default=4000, help="updates of the second recipe")
+    parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    parser.add_argument("--install", action="store_true", help="copy the result into the package")
+    arguments = parser.parse_args()
+    started = time.monotonic()
+    built = build(arguments.work, steps=arguments.steps, resume=arguments.resume, quiet=arguments.quiet)
+    print(f"{built} after {(time.monotonic() - started) / 60:.0f} minutes")
+    if arguments.install:
+        shutil.copytree(built, DEMO_DIRECTORY, dirs_exist_ok=True)
+
+
+if __name__ == "__main__":
+    main()

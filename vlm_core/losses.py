@@ -1,0 +1,73 @@
+"""Losses, as pure functions of tensors."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def contrastive_loss(logits_per_image: Tensor) -> Tensor:
+    """Symmetric contrastive loss: each image must pick its text and each text its image.
+
+    Args:
+        logits_per_image: (B, N), N >= B; row i belongs to column i. Columns from B on are texts of no image
+            in the batch: images must not pick them, and they pick nothing.
+
+    Returns:
+        A scalar, mean of both cross entropies.
+
+    Raises:
+        ValueError: fewer texts than images.
+
+    Source: Radford et al., arXiv:2103.00020, figure 3.
+    """
+    batch, texts = logits_per_image.shape
+    if texts < batch:
+        raise ValueError(f"{batch} images need at least {batch} texts, got {texts}")
+    target = torch.arange(batch, device=logits_per_image.device)
+    image_picks = F.cross_entropy(logits_per_image, target)
+    text_picks = F.cross_entropy(logits_per_image[:, :batch].T, target)
+    return (image_picks + text_picks) / 2
+
+
+def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
+    """Binary cross entropy, mean over all pixels.
+
+    Args:
+        logits: (..., H, W).
+        target: same shape, in [0, 1].
+    """
+    return F.binary_cross_entropy_with_logits(logits, target)
+
+
+def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """One minus the soft Dice coefficient, mean over masks. Small objects count as much as large ones.
+
+    Args:
+        logits: (..., H, W).
+        target: same shape, in [0, 1].
+        smooth: pixels added above and below, so that an empty mask is defined: with an empty target the loss
+            goes to 0 as the predicted area does.
+
+    Source: Milletari et al., V-Net, arXiv:1606.04797.
+    """
+    probability = torch.sigmoid(logits).flatten(-2)
+    target = target.flatten(-2)
+    overlap = (probability * target).sum(-1)
+    total = probability.sum(-1) + target.sum(-1)
+    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+
+
+def segmentation_loss(logits: Tensor, target: Tensor, *, dice_weight: float = 0.5) -> Tensor:
+    """Cross entropy plus weighted Dice.
+
+    Args:
+        logits: (..., H, W).
+        target: same shape, in [0, 1].
+        dice_weight: 0 is the CLIPSeg paper's loss.
+    """
+    loss = mask_bce(logits, target)
+    if dice_weight:
+        loss = loss + dice_weight * dice_loss(logits, target)
+    return loss

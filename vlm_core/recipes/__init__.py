@@ -1,0 +1,1 @@
+"""Training recipes: one file each, read from top to bottom."""
