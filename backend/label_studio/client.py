@@ -343,7 +343,8 @@ class LabelStudioClient:
             return LabelStudioForbiddenError(f"Label Studio forbids {shown}: {said}", status=status)
         if status == 404:
             return LabelStudioNotFoundError(
-                f"Label Studio knows nothing at {shown} for this user: {said}. Check the id and the token's user", status=status
+                f"Label Studio knows nothing at {shown} for this user: {said}. Check the id and the token's user",
+                status=status,
             )
         if status >= 500:
             return LabelStudioServerError(f"Label Studio failed at {shown} with {status}: {said}", status=status)

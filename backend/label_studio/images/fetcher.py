@@ -1,0 +1,307 @@
+"""The one way to an image: whatever a task's data names, checked, bounded, decoded.
+
+| address | how |
+|---|---|
+| `/data/upload/...`, `/tasks/N/presign/...`, other paths | from Label Studio, with the token |
+| `/data/local-files/?d=...` | from `local_files_root` where this machine has the file, else from Label Studio |
+| `s3://`, `gs://`, `azure-blob://` ... | through Label Studio, which knows the storage's credentials |
+| `http://`, `https://` | directly; addresses of private networks are refused unless allowed |
+| `data:` | from the address itself |
+
+The token is sent to Label Studio's own origin only, never to where it redirects.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+from urllib.parse import parse_qs, unquote_to_bytes, urlencode, urlsplit
+
+import httpx
+from PIL import Image
+
+from backend.label_studio.errors import LabelStudioError
+from backend.label_studio.images.addresses import Origin, Resolver, resolve_name
+from backend.label_studio.images.cache import DiskCache, cache_key
+from backend.label_studio.images.decode import decode_image
+from backend.label_studio.images.download import Downloader
+from backend.label_studio.images.errors import (
+    ForbiddenAddressError,
+    ImageAddressError,
+    ImageDecodeError,
+    ImageError,
+    ImageTooLargeError,
+    ImageUnavailableError,
+    shown,
+)
+
+LOCAL_FILES = "/data/local-files/"
+_CLOUD = ("s3", "s3s", "gs", "azure-blob", "azure_blob", "azure-spi", "dbx", "databricks")
+# Who replaces an image under its address is noticed after this time; Label Studio's own files never change.
+_MAX_AGE_S = 3600.0
+
+
+class _ImageSettings(Protocol):
+    """The settings that concern images; `backend.settings.Settings` has them."""
+
+    @property
+    def data_dir(self) -> Path: ...
+    @property
+    def label_studio_url(self) -> str | None: ...
+    @property
+    def allow_private_addresses(self) -> bool: ...
+    @property
+    def local_files_root(self) -> Path | None: ...
+    @property
+    def image_max_bytes(self) -> int: ...
+    @property
+    def image_max_pixels(self) -> int: ...
+    @property
+    def image_timeout_s(self) -> float: ...
+    @property
+    def image_cache_bytes(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class ImageConfig:
+    """Limits and places.
+
+    Attributes:
+        cache_dir: directory of the cache.
+        label_studio_url: Label Studio's address as this machine reaches it; None: only complete addresses work.
+        allow_private_addresses: fetch from private networks too.
+        local_files_root: directory behind /data/local-files/?d=...
+        max_bytes: most bytes of a file.
+        max_pixels: most pixels of an image.
+        timeout_s: seconds for one image in all.
+        cache_bytes: room of the cache; 0: none.
+    """
+
+    cache_dir: Path
+    label_studio_url: str | None = None
+    allow_private_addresses: bool = False
+    local_files_root: Path | None = None
+    max_bytes: int = 50 * 1024 * 1024
+    max_pixels: int = 100_000_000
+    timeout_s: float = 20.0
+    cache_bytes: int = 2 * 1024**3
+
+    @classmethod
+    def from_settings(cls, settings: _ImageSettings) -> ImageConfig:
+        """Pick what concerns images."""
+        return cls(
+            cache_dir=settings.data_dir / "cache" / "images",
+            label_studio_url=settings.label_studio_url,
+            allow_private_addresses=settings.allow_private_addresses,
+            local_files_root=settings.local_files_root,
+            max_bytes=settings.image_max_bytes,
+            max_pixels=settings.image_max_pixels,
+            timeout_s=settings.image_timeout_s,
+            cache_bytes=settings.image_cache_bytes,
+        )
+
+
+@dataclass(frozen=True)
+class FetchedImage:
+    """An image, ready for the model.
+
+    Attributes:
+        image: RGB, 8 bit, EXIF orientation applied.
+        sha256: of the file's bytes, hex.
+        size_hw: height and width as displayed, pixels.
+    """
+
+    image: Image.Image
+    sha256: str
+    size_hw: tuple[int, int]
+
+
+class ImageFetcher:
+    """Fetches images; safe to share between threads.
+
+    Args:
+        config: limits and places.
+        authorization: gives the `Authorization` header for Label Studio, usually
+            `LabelStudioClient.authorization`; None: no token.
+        resolver: how names are resolved.
+    """
+
+    def __init__(
+        self,
+        config: ImageConfig,
+        authorization: Callable[[], str | None] | None = None,
+        *,
+        resolver: Resolver = resolve_name,
+    ) -> None:
+        """Prepare; nothing is fetched yet."""
+        self._config = config
+        self._authorization = authorization or (lambda: None)
+        self._base = (config.label_studio_url or "").rstrip("/")
+        self._cache = DiskCache(config.cache_dir, config.cache_bytes)
+        self._downloader = Downloader(
+            max_bytes=config.max_bytes,
+            timeout_s=config.timeout_s,
+            trusted=Origin.of(urlsplit(self._base)) if self._base else None,
+            token=self._token,
+            allow_private=config.allow_private_addresses,
+            resolver=resolver,
+            ssl_context=httpx.create_ssl_context(),
+        )
+        # Pillow has one process-wide limit besides ours and nothing per image; ours decides.
+        if Image.MAX_IMAGE_PIXELS is not None and config.max_pixels > Image.MAX_IMAGE_PIXELS:
+            Image.MAX_IMAGE_PIXELS = config.max_pixels
+
+    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> FetchedImage:
+        """Fetch and decode one image.
+
+        Args:
+            uri: what the task's data holds.
+            task_id: the task, for addresses of cloud storage.
+            project_id: the project, for the same where there is no task.
+
+        Returns:
+            The image as the annotator sees it.
+
+        Raises:
+            ImageError: it cannot be had; the text names the image and the reason, for the project owner.
+        """
+        if not isinstance(uri, str) or not uri.strip():
+            raise ImageAddressError("the task's data holds no image address")
+        uri = uri.strip()
+        try:
+            return self._fetch(uri, task_id, project_id)
+        except ImageError as error:
+            raise error.about(shown(uri)) from None
+
+    def _fetch(self, uri: str, task_id: int | None, project_id: int | None) -> FetchedImage:
+        scheme = _scheme(uri)
+        if scheme == "data":
+            return self._decode(_data_url(uri, self._config.max_bytes))
+        if scheme == "":
+            local = self._local_file(uri)
+            if local is not None:
+                return self._decode(local)
+        url, lasting = self._url(uri, scheme, task_id, project_id)
+        key = cache_key(uri if scheme in _CLOUD else url)
+        cached = self._cache.get(key, max_age_s=None if lasting else _MAX_AGE_S)
+        if cached is not None:
+            try:
+                return self._decode(cached)
+            except ImageError:
+                # Kept only after it was decoded once: the disk has lost something, or the limits are lower now.
+                self._cache.drop(key)
+        data = self._downloader.get(url)
+        fetched = self._decode(data)
+        self._cache.put(key, data)
+        return fetched
+
+    def _decode(self, data: bytes) -> FetchedImage:
+        image = decode_image(data, max_pixels=self._config.max_pixels, name="it")
+        return FetchedImage(image, hashlib.sha256(data).hexdigest(), (image.height, image.width))
+
+    def _url(self, uri: str, scheme: str, task_id: int | None, project_id: int | None) -> tuple[str, bool]:
+        """The URL to ask, and whether what it names never changes."""
+        if scheme in ("http", "https"):
+            ours = bool(self._base) and uri.startswith(f"{self._base}/data/upload/")
+            return uri, ours
+        if scheme and scheme not in _CLOUD:
+            raise ImageAddressError(
+                f"addresses with {scheme}: are not fetched; use http(s), a cloud storage of Label Studio, or an upload"
+            )
+        if not self._base:
+            raise ImageAddressError("it lies in Label Studio, whose address is not known: set LABEL_STUDIO_URL")
+        if scheme:
+            owner = f"tasks/{task_id}" if task_id is not None else f"projects/{project_id}"
+            if task_id is None and project_id is None:
+                raise ImageAddressError("an image in cloud storage can be fetched for a task or project only")
+            # Label Studio takes the address in URL-safe base64.
+            encoded = base64.urlsafe_b64encode(uri.encode("utf-8", "surrogatepass")).decode("ascii")
+            return f"{self._base}/{owner}/presign/?{urlencode({'fileuri': encoded})}", False
+        path = uri if uri.startswith("/") else f"/{uri}"
+        prefix = urlsplit(self._base).path
+        if path.startswith("//"):
+            raise ImageAddressError("an address without its scheme; write http: or https: before it")
+        if prefix and path.startswith(f"{prefix}/"):
+            path = path[len(prefix) :]
+        return f"{self._base}{path}", path.startswith("/data/upload/")
+
+    def _token(self) -> str | None:
+        try:
+            return self._authorization()
+        except LabelStudioError as error:
+            raise ImageUnavailableError(str(error), temporary=error.temporary) from None
+
+    def _local_file(self, uri: str) -> bytes | None:
+        """The bytes behind /data/local-files/?d=...; None where Label Studio must be asked."""
+        parts = urlsplit(uri)
+        root = self._config.local_files_root
+        if not parts.path.endswith(LOCAL_FILES) and not parts.path.endswith(LOCAL_FILES.rstrip("/")):
+            return None
+        wanted = parse_qs(parts.query).get("d", [""])[0]
+        if root is None or not wanted:
+            return None
+        if "\0" in wanted:
+            raise ImageAddressError("its path holds a zero character")
+        try:
+            resolved_root = root.resolve(strict=True)
+            # Links are followed first, so that one inside cannot lead outside.
+            path = (resolved_root / wanted.lstrip("/")).resolve(strict=False)
+        except (OSError, RuntimeError):
+            return None
+        if not path.is_relative_to(resolved_root):
+            raise ForbiddenAddressError("its path leads out of the directory of local files (VLM_LOCAL_FILES_ROOT)")
+        return self._read_file(path)
+
+    def _read_file(self, path: Path) -> bytes | None:
+        try:
+            # Without blocking: opening a pipe would wait for ever.
+            handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if self._base:
+                return None
+            raise ImageUnavailableError("there is no such file under VLM_LOCAL_FILES_ROOT") from None
+        except OSError as error:
+            raise ImageUnavailableError(f"the file cannot be opened ({error.strerror})") from None
+        with os.fdopen(handle, "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ForbiddenAddressError("it is not a file")
+            limit = self._config.max_bytes
+            data = file.read(limit + 1)
+        if len(data) > limit:
+            raise ImageTooLargeError(f"it has more than the {limit} bytes allowed (VLM_IMAGE_MAX_BYTES)")
+        return data
+
+
+def _scheme(uri: str) -> str:
+    """The address's scheme in lower case; empty for a path. A Windows drive is no scheme."""
+    match = re.match(r"([A-Za-z][A-Za-z0-9+._-]+):", uri)
+    return match.group(1).lower() if match else ""
+
+
+def _data_url(uri: str, max_bytes: int) -> bytes:
+    head, comma, payload = uri.partition(",")
+    if not comma:
+        raise ImageAddressError("a data: address without a comma")
+    is_base64 = head.lower().rstrip().endswith(";base64")
+    # Four characters stand for three bytes, and percent signs only make it shorter.
+    if len(payload) * (3 / 4 if is_base64 else 1 / 3) > max_bytes:
+        raise ImageTooLargeError(f"it has more than the {max_bytes} bytes allowed (VLM_IMAGE_MAX_BYTES)")
+    raw = unquote_to_bytes(payload.encode("utf-8", "surrogatepass"))
+    if is_base64:
+        try:
+            compact = b"".join(raw.split())
+            raw = base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
+        except binascii.Error:
+            raise ImageDecodeError("its base64 is broken") from None
+    if len(raw) > max_bytes:
+        raise ImageTooLargeError(f"it has {len(raw)} bytes, more than the {max_bytes} allowed (VLM_IMAGE_MAX_BYTES)")
+    return raw
