@@ -1,0 +1,163 @@
+"""The JSONL layouts: what is read, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlm_core.data import JsonlPairs, JsonlPhrases, batch_indices, read_pairs, read_phrases
+from vlm_core.errors import DataError
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        Image.new("RGB", (8, 6), colour).save(tmp_path / f"{name}.png")
+    left = np.zeros((6, 8), dtype=np.uint8)
+    left[:, :4] = 255
+    Image.fromarray(left).save(tmp_path / "left.png")
+    Image.fromarray(255 - left).save(tmp_path / "right.png")
+    Image.new("L", (4, 4)).save(tmp_path / "small.png")
+    return tmp_path
+
+
+def write(folder: Path, *rows: object) -> Path:
+    path = folder / "rows.jsonl"
+    path.write_text("\n".join(row if isinstance(row, str) else json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+def test_pairs_are_read_in_order_with_paths_relative_to_the_file(folder: Path) -> None:
+    rows = read_pairs(write(folder, {"image": "a.png", "text": " red "}, "", {"image": "b.png", "text": "blue"}))
+    assert [(row.image, row.text) for row in rows] == [
+        ((folder / "a.png").resolve(), "red"),
+        ((folder / "b.png").resolve(), "blue"),
+    ]
+
+
+def test_phrases_are_read_and_null_means_absent(folder: Path) -> None:
+    rows = read_phrases(
+        write(
+            folder,
+            {"image": "a.png", "phrase": "left", "mask": "left.png", "text": "a scene"},
+            {"image": "a.png", "phrase": "dog", "mask": None},
+        )
+    )
+    assert rows[0].mask == (folder / "left.png").resolve()
+    assert rows[0].text == "a scene"
+    assert rows[1].mask is None
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ("{not json", "line 2: not JSON"),  # a broken line
+        ([1], "line 2: a list; expected an object"),  # another kind of JSON
+        ({"image": "a.png", "phrase": "x"}, "line 2: mask missing"),
+        ({"image": "a.png", "phrase": "x", "mask": None, "label": 1}, "line 2: unknown key 'label'"),
+        ({"image": "nowhere.png", "phrase": "x", "mask": None}, "line 2: image 'nowhere.png' is not a file"),
+        ({"image": 7, "phrase": "x", "mask": None}, "line 2: image is 7; give the path"),
+        ({"image": "a.png", "phrase": "  ", "mask": None}, "line 2: phrase is '  '; give a text"),
+        ({"image": "a.png", "phrase": "x", "mask": "nope.png"}, "line 2: mask 'nope.png' is not a file"),
+    ],
+)
+def test_a_wrong_line_is_named_with_its_value(folder: Path, row: object, message: str) -> None:
+    path = write(folder, {"image": "a.png", "phrase": "left", "mask": "left.png"}, row)
+    with pytest.raises(DataError) as caught:
+        read_phrases(path)
+    assert message in str(caught.value)
+
+
+def test_a_missing_and_an_empty_file_say_what_is_expected(folder: Path) -> None:
+    with pytest.raises(DataError, match="there is no file"):
+        read_pairs(folder / "none.jsonl")
+    with pytest.raises(DataError, match=r'holds no line: expected lines such as \{"image"'):
+        read_pairs(write(folder, ""))
+
+
+def test_an_image_with_several_texts_is_one_item(folder: Path) -> None:
+    source = JsonlPairs(
+        write(
+            folder,
+            {"image": "a.png", "text": "red"},
+            {"image": "b.png", "text": "blue"},
+            {"image": "a.png", "text": "ruby"},
+        )
+    )
+    assert len(source) == 2
+    assert {source.text(0, np.random.default_rng(seed)) for seed in range(20)} == {"red", "ruby"}
+    assert sorted(source.vocabulary()) == ["blue", "red", "ruby"]
+    assert source.image(1).getpixel((0, 0)) == (0, 0, 255)
+
+
+def phrases(folder: Path, *, absent: float) -> JsonlPhrases:
+    path = write(
+        folder,
+        {"image": "a.png", "phrase": "left", "mask": "left.png"},
+        {"image": "a.png", "phrase": "right", "mask": "right.png"},
+        {"image": "b.png", "phrase": "dog", "mask": None, "text": "nothing"},
+    )
+    return JsonlPhrases(path, absent=absent)
+
+
+def test_a_sample_has_as_many_phrases_as_asked_and_different_ones_first(folder: Path) -> None:
+    source = phrases(folder, absent=0.0)
+    sample = source.sample(0, np.random.default_rng(0), 4)
+    assert sorted(sample.phrases[:2]) == sorted(sample.phrases[2:]) == ["left", "right"]
+    for phrase, mask in zip(sample.phrases, sample.masks, strict=True):
+        columns = mask.any(axis=0)
+        assert columns.tolist() == ([True] * 4 + [False] * 4 if phrase == "left" else [False] * 4 + [True] * 4)
+    other = source.sample(1, np.random.default_rng(0), 1)
+    assert other.phrases == ("dog",)
+    assert not other.masks.any()
+    assert other.text == "nothing"
+
+
+def test_exchanged_phrases_come_from_other_images_and_have_no_mask(folder: Path) -> None:
+    source = phrases(folder, absent=1.0)
+    seen = set()
+    for seed in range(20):
+        sample = source.sample(0, np.random.default_rng(seed), 2)
+        for phrase, mask in zip(sample.phrases, sample.masks, strict=True):
+            # "left" and "right" are the image's own: drawn as absent they keep their masks.
+            assert bool(mask.any()) == (phrase != "dog")
+            seen.add(phrase)
+    assert seen == {"left", "right", "dog"}
+
+
+def test_every_sample_gives_the_file_as_it_is(folder: Path) -> None:
+    samples = list(phrases(folder, absent=1.0).every_sample())
+    assert [sample.phrases for sample in samples] == [("left", "right"), ("dog",)]
+    assert [bool(mask.any()) for sample in samples for mask in sample.masks] == [True, True, False]
+
+
+def test_a_mask_of_another_size_is_an_error_that_names_both(folder: Path) -> None:
+    path = write(folder, {"image": "a.png", "phrase": "x", "mask": "small.png"})
+    with pytest.raises(DataError, match="4 x 4 px but its image 8 x 6 px"):
+        next(JsonlPhrases(path).every_sample())
+
+
+def test_a_rotated_photograph_is_turned(folder: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.new("RGB", (8, 6)).save(folder / "turned.jpg", exif=exif)
+    assert JsonlPairs(write(folder, {"image": "turned.jpg", "text": "x"})).image(0).size == (6, 8)
+
+
+def test_a_file_that_is_no_image_is_an_error_that_names_it(folder: Path) -> None:
+    (folder / "text.png").write_text("no picture")
+    source = JsonlPairs(write(folder, {"image": "text.png", "text": "x"}))
+    with pytest.raises(DataError, match=r"text\.png cannot be read"):
+        source.image(0)
+
+
+def test_batches_use_each_item_once_an_epoch_and_depend_on_the_seed_alone() -> None:
+    epoch = [index for step in range(3) for index in batch_indices(10, 3, step, seed=5)]
+    assert len(set(epoch)) == 9
+    assert batch_indices(10, 3, 4, seed=5) == batch_indices(10, 3, 4, seed=5)
+    assert [batch_indices(10, 3, s, seed=5) for s in range(3)] != [batch_indices(10, 3, s, seed=5) for s in range(3, 6)]
+    assert batch_indices(10, 3, 0, seed=5) != batch_indices(10, 3, 0, seed=6)
