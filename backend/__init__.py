@@ -1,0 +1,1 @@
+"""Label Studio's side: the server, its protocol, project versions and the queue."""

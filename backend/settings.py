@@ -10,6 +10,7 @@ and never shows the value of a secret.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -183,6 +184,13 @@ class Settings(BaseSettings):
         description="Images fetched at the same time.",
     )
 
+    feature_cache_bytes: int = Field(
+        256 * _MIB,
+        ge=0,
+        validation_alias=AliasChoices("VLM_FEATURE_CACHE_BYTES"),
+        description="Memory for what the model saw in recent images (2 to 5 MB each). 0: none.",
+    )
+
     # Predicting and learning ------------------------------------------------------------------------------
     predict_deadline_s: float = Field(
         80.0,
@@ -267,6 +275,21 @@ def load_settings(**overrides: Any) -> Settings:
     except ValidationError as error:
         lines = [_explain(item) for item in error.errors(include_url=False, include_context=False)]
         raise SettingsError("Wrong settings:\n" + "\n".join(f"  {line}" for line in lines)) from None
+
+
+def child_environment(settings: Settings) -> dict[str, str]:
+    """The environment for a child process that must have the same settings, command-line options included."""
+    environment = dict(os.environ)
+    for attribute, field in Settings.model_fields.items():
+        alias = field.validation_alias
+        for name in alias.choices if isinstance(alias, AliasChoices) else []:
+            environment.pop(str(name), None)
+        value = getattr(settings, attribute)
+        if value is not None:
+            environment[variable_name(attribute)] = (
+                value.get_secret_value() if isinstance(value, SecretStr) else str(value)
+            )
+    return environment
 
 
 def variable_name(attribute: str) -> str:

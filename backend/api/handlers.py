@@ -1,0 +1,279 @@
+"""What each route does, in plain functions: bytes in, a reply out, no web framework.
+
+They run in threads, since parsing a body of megabytes would hold up `/health`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from backend.api.errors import UnavailableError
+from backend.api.schemas import (
+    PredictRequest,
+    SetupRequest,
+    WebhookRequest,
+    parse,
+    project_of_event,
+)
+from backend.label_studio.config import LabelConfigError, PredictionPlan
+from backend.model_store import ModelStore, ModelUnavailableError
+from backend.plans import ExtraParams, PlanCache
+from backend.predictor import Deadline, Predictor, servable_controls
+from backend.queue import LiveJob, RequestOutcome
+from backend.versions import VersionError, VersionStore
+
+log = logging.getLogger(__name__)
+
+START_TRAINING = "START_TRAINING"
+TRAINING_EVENTS = frozenset(
+    {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED", START_TRAINING}
+)
+"""Events after which there is something to learn; all others are acknowledged."""
+
+
+class QueueUnavailableError(Exception):
+    """The training queue cannot be reached.
+
+    Attributes:
+        public: the reason without addresses and paths, fit for a client.
+    """
+
+    def __init__(self, public: str = "the job queue (Redis) cannot be reached; the server's log says why") -> None:
+        super().__init__(public)
+        self.public = public
+
+
+class Training(Protocol):
+    """What the routes need of the training queue. Every call may raise `QueueUnavailableError`."""
+
+    def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
+        """Ask for one training that sees everything saved until now."""
+
+    def jobs(self) -> list[LiveJob]:
+        """Jobs that wait or run."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a route answers.
+
+    Attributes:
+        body: a JSON object.
+        status: HTTP status.
+        notes: for the log line of the request; never a payload.
+    """
+
+    body: Mapping[str, Any]
+    status: int = 200
+    notes: Mapping[str, object] = field(default_factory=dict)
+
+
+class Handlers:
+    """The routes' work. Safe to share between threads."""
+
+    def __init__(
+        self,
+        *,
+        store: ModelStore,
+        versions: VersionStore,
+        predictor: Predictor,
+        plans: PlanCache,
+        extra_params: ExtraParams,
+        training: Training,
+    ) -> None:
+        """Starts nothing."""
+        self._store = store
+        self._versions = versions
+        self._predictor = predictor
+        self._plans = plans
+        self._extra_params = extra_params
+        self._training = training
+        self._started = time.time()
+        self._served: dict[int, str] = {}
+
+    def health(self) -> Reply:
+        """That the server runs, and where loading the model stands. Never waits for anything."""
+        return Reply({"status": "UP", "model": self._store.state.status})
+
+    def setup(self, body: bytes) -> Reply:
+        """The name of the version that serves the project.
+
+        A labelling config that cannot be used does not break it: Label Studio would take the backend for dead.
+        The reason is logged and part of the reply, and every prediction says it.
+
+        Raises:
+            UnavailableError: the version is not known yet.
+        """
+        request = parse(SetupRequest, body)
+        problem, plan = "", None
+        try:
+            extra = self._extra_params.remember(request.project, request.extra_params)
+            plan = self._plans.get(request.label_config, extra).plan
+        except LabelConfigError as error:
+            problem = str(error)
+            log.warning("project=%d unusable: %s", request.project, error)
+        except OSError as error:
+            log.error("project=%d: the data directory cannot be written: %s", request.project, error)
+            raise UnavailableError("the server cannot write to its data directory; its log says why") from error
+        try:
+            version = self._store.version(request.project, plan.hash_payload() if plan else _unusable(request))
+        except (ModelUnavailableError, VersionError) as error:
+            raise _unavailable(error) from error
+        self._served[request.project] = version.name
+        reply: dict[str, Any] = {"model_version": version.name}
+        if plan is None:
+            reply["config_error"] = problem
+        else:
+            reply["left_alone"] = self._left_alone(plan)
+        return Reply(reply, notes={"project": request.project, "version": version.name})
+
+    def predict(self, body: bytes, deadline: Deadline) -> Reply:
+        """One item per task, in order; see `backend.predictor`."""
+        request = parse(PredictRequest, body)
+        answer = self._predictor.predict(
+            [task.model_dump() for task in request.tasks],
+            project_id=request.project,
+            label_config=request.label_config,
+            deadline=deadline,
+            context=request.context,
+        )
+        if answer.model_version:
+            self._served[request.project] = answer.model_version
+        reply: dict[str, Any] = {"results": answer.items}
+        if request.context is not None:
+            # An annotator waits at the screen: the reason belongs to them, and only a 200 reaches them.
+            errors = [item["error"] for item in answer.items if "error" in item]
+            if errors:
+                reply["errors"] = errors
+        notes = {
+            "project": request.project,
+            "tasks": len(answer.items),
+            "failed": answer.failed,
+            "interactive": request.context is not None,
+            "version": answer.model_version or "-",
+        }
+        return Reply(reply, notes=notes)
+
+    def webhook(self, request: WebhookRequest) -> Reply:
+        """Queue a training where an event gives reason to; everything else is acknowledged.
+
+        Raises:
+            UnavailableError: START_TRAINING while the queue is down; nothing else would remember it.
+        """
+        action = request.action
+        if action not in TRAINING_EVENTS:
+            return Reply({"status": "ignored", "action": action}, notes={"action": action})
+        project_id = project_of_event(request)
+        notes = {"action": action, "project": project_id}
+        try:
+            outcome = self._training.request_training(project_id, reason=action)
+        except QueueUnavailableError as error:
+            return self.webhook_unqueued(request, error.public)
+        return Reply(
+            {"status": outcome.state, "job": outcome.job_id},
+            status=201 if outcome.state == "queued" else 200,
+            notes={**notes, "queue": outcome.state.replace(" ", "-")},
+        )
+
+    def webhook_unqueued(self, request: WebhookRequest, reason: str) -> Reply:
+        """The answer when the queue is down or too slow.
+
+        Raises:
+            UnavailableError: START_TRAINING.
+        """
+        if request.action == START_TRAINING:
+            raise UnavailableError(f"no training was queued: {reason}")
+        return Reply(
+            {
+                "status": "not queued",
+                "reason": f"{reason}. Label Studio keeps the annotation, and the next training reads it there",
+            },
+            notes={"action": request.action, "queue": "down"},
+        )
+
+    def versions(self, project: int | None) -> Reply:
+        """Names of the versions that serve now; with a project, its history.
+
+        Raises:
+            UnavailableError: the project's versions cannot be read.
+        """
+        if project is None:
+            return Reply({"versions": sorted(self._served.values())})
+        try:
+            current = self._versions.current(project)
+            stored = self._versions.list(project)
+        except VersionError as error:
+            raise _unavailable(error) from error
+        history = [
+            {
+                "number": version.number,
+                "created_at": version.manifest.created_at.isoformat(),
+                "base": version.manifest.base.name,
+                "decision": version.manifest.decision,
+                "reason": version.manifest.reason,
+                "metrics": version.manifest.metrics,
+            }
+            for version in stored
+        ]
+        name = self._served.get(project)
+        return Reply(
+            {
+                "versions": [name] if name else [],
+                "current": 0 if current is None else current.number,
+                "history": history,
+            }
+        )
+
+    def status(self) -> Reply:
+        """Where everything stands, for the operator."""
+        state = self._store.state
+        queue: dict[str, Any]
+        try:
+            jobs = self._training.jobs()
+        except QueueUnavailableError as error:
+            queue = {"status": "down", "reason": error.public}
+        else:
+            queue = {
+                "status": "up",
+                "jobs": [{"project": job.project_id, "state": job.state, "progress": job.progress} for job in jobs],
+            }
+        model: dict[str, Any] = {"status": state.status, "name": state.model}
+        if state.reason:
+            model["reason"] = state.reason
+        if state.model == "demo":
+            model["note"] = "the demo checkpoint knows coloured shapes only, nothing of photographs"
+        return Reply(
+            {
+                "version": importlib.metadata.version("label-studio-vlm-backend"),
+                "uptime_s": round(time.time() - self._started, 1),
+                "model": model,
+                "queue": queue,
+                "projects": {str(project): name for project, name in sorted(self._served.items())},
+            }
+        )
+
+    def _left_alone(self, plan: PredictionPlan) -> list[dict[str, str]]:
+        """What of the config is not predicted, and why."""
+        left = [{"name": item.name, "tag": item.tag, "reason": item.reason} for item in plan.ignored]
+        model = self._store.model()
+        servable = servable_controls(plan, model)
+        reason = f"the model {model.name} ranks tags but gives no masks"
+        left += [{"name": c.from_name, "tag": c.kind, "reason": reason} for c in plan.controls if c not in servable]
+        return left
+
+
+def _unavailable(error: ModelUnavailableError | VersionError) -> UnavailableError:
+    return UnavailableError(error.public)
+
+
+def _unusable(request: SetupRequest) -> dict[str, Any]:
+    """What stands for a config without a plan in the version's hash: mending it changes the name."""
+    text = json.dumps([request.label_config, request.extra_params], sort_keys=True, default=str)
+    return {"unusable": hashlib.sha256(text.encode()).hexdigest()}

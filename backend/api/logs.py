@@ -1,0 +1,92 @@
+"""One line per request, and the last net for errors. No payload, token, query or header is ever logged."""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from backend.api.errors import ApiError
+
+log = logging.getLogger("backend.request")
+
+_NOTES = "vlm.notes"
+_MAX_PATH_CHARS = 80
+
+
+def note(scope: MutableMapping[str, Any], notes: Mapping[str, object]) -> None:
+    """Add to the log line of this request."""
+    scope.setdefault(_NOTES, {}).update(notes)
+
+
+async def api_error(request: Request, error: Exception) -> JSONResponse:
+    """An `ApiError` as its status and `{"error": reason}`."""
+    assert isinstance(error, ApiError)
+    note(request.scope, {"error": type(error).__name__})
+    return JSONResponse({"error": str(error)}, error.status, headers=dict(error.headers))
+
+
+async def http_error(request: Request, error: Exception) -> JSONResponse:
+    """The framework's own errors (404, 405) in the same shape."""
+    assert isinstance(error, HTTPException)
+    return JSONResponse({"error": str(error.detail)}, error.status_code, headers=dict(error.headers or {}))
+
+
+class RequestLog:
+    """ASGI middleware: one `key=value` line per request, with its time.
+
+    What no handler foresaw becomes a 500 with a reference, under which the traceback stands in the log.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        """Wrap an app."""
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one request."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.monotonic()
+        scope[_NOTES] = {}
+        status = 0
+
+        async def watch(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watch)
+        except ClientDisconnect:
+            note(scope, {"error": "client-gone"})
+        except Exception:
+            reference = uuid.uuid4().hex[:8]
+            note(scope, {"reference": reference})
+            log.exception("reference=%s", reference)
+            if not status:
+                content = {"error": f"an unexpected error; the server's log has the details under {reference}"}
+                await JSONResponse(content, 500)(scope, receive, watch)
+        finally:
+            self._write(scope, status, time.monotonic() - started)
+
+    def _write(self, scope: Scope, status: int, seconds: float) -> None:
+        # Quoted, so that a path cannot fake a line of its own.
+        path = quote(scope["path"][:_MAX_PATH_CHARS], safe="/-_.")
+        fields = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds)}
+        level = logging.DEBUG if path in ("/", "/health") and status == 200 else logging.INFO
+        log.log(level, " ".join(f"{name}={_value(value)}" for name, value in {**fields, **scope[_NOTES]}.items()))
+
+
+def _value(value: object) -> str:
+    return quote(str(value), safe="/-_.:+")

@@ -1,0 +1,122 @@
+"""The routes: credentials, body, the handler in a thread, the reply. Facts: Label Studio's ML backend protocol.
+
+Predictions have threads of their own, so that they never keep `/setup` and `/webhook` waiting.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import anyio
+import anyio.to_thread
+from fastapi import APIRouter, Request, Response
+
+from backend.api.auth import SECRET_HEADER, Gate
+from backend.api.errors import InvalidRequestError, TooLargeError
+from backend.api.handlers import Handlers, Reply
+from backend.api.logs import note
+from backend.api.schemas import WebhookRequest, parse
+from backend.predictor import Deadline
+
+WEBHOOK_LIMIT_S = 0.7
+"""Label Studio waits one second for a webhook, inside the annotator's submit, and does not try again."""
+
+PREDICT_THREADS = 16
+
+
+def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predict_deadline_s: float) -> APIRouter:
+    """The routes over their handlers.
+
+    Args:
+        handlers: what the routes do.
+        gate: checks credentials.
+        request_max_bytes: largest body.
+        predict_deadline_s: seconds from a request's arrival until `/predict` answers with what is done.
+    """
+    router = APIRouter()
+    predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
+
+    @router.get("/health")
+    @router.get("/")
+    async def health(request: Request) -> Response:
+        return _respond(request, handlers.health())
+
+    @router.post("/setup")
+    async def setup(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        body = await _body(request, request_max_bytes)
+        return await _in_thread(request, lambda: handlers.setup(body))
+
+    @router.post("/predict")
+    async def predict(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        deadline = Deadline(predict_deadline_s)  # from here on: waiting for a thread is waiting too
+        body = await _body(request, request_max_bytes)
+        return await _in_thread(request, lambda: handlers.predict(body, deadline), predict_threads)
+
+    @router.post("/webhook")
+    async def webhook(request: Request) -> Response:
+        authorization, secret = request.headers.get("authorization"), request.headers.get(SECRET_HEADER)
+        gate.check_webhook(authorization, secret)
+        body = await _body(request, request_max_bytes)
+        event = await anyio.to_thread.run_sync(lambda: parse(WebhookRequest, body))
+        gate.check_webhook(authorization, secret, action=event.action)
+        with anyio.move_on_after(WEBHOOK_LIMIT_S):
+            return await _in_thread(request, lambda: handlers.webhook(event), abandon=True)
+        return _respond(request, handlers.webhook_unqueued(event, "the job queue (Redis) did not answer in time"))
+
+    @router.get("/versions")
+    async def versions(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        project = _project_parameter(request)
+        return await _in_thread(request, lambda: handlers.versions(project))
+
+    @router.get("/status")
+    async def status(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        return await _in_thread(request, handlers.status)
+
+    return router
+
+
+async def _in_thread(
+    request: Request, work: Callable[[], Reply], limiter: anyio.CapacityLimiter | None = None, *, abandon: bool = False
+) -> Response:
+    def run() -> Response:
+        return _respond(request, work())  # JSON of megabytes is written in the thread too
+
+    return await anyio.to_thread.run_sync(run, limiter=limiter, abandon_on_cancel=abandon)
+
+
+async def _body(request: Request, limit: int) -> bytes:
+    """The whole body, or an error before more than `limit` bytes are held."""
+    remedy = f"the body is over {limit} bytes: send fewer tasks, or raise VLM_REQUEST_MAX_BYTES"
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise TooLargeError(remedy)
+    chunks: list[bytes] = []
+    held = 0
+    async for chunk in request.stream():
+        held += len(chunk)
+        if held > limit:
+            raise TooLargeError(remedy)
+        chunks.append(chunk)
+    return b"".join(chunks)
+
+
+def _project_parameter(request: Request) -> int | None:
+    text = request.query_params.get("project")
+    if text is None:
+        return None
+    head = text.partition(".")[0]
+    if not (head.isascii() and head.isdecimal() and 0 < len(head) < 19 and int(head) > 0):
+        raise InvalidRequestError("project: must be a project's id, like /versions?project=1")
+    return int(head)
+
+
+def _respond(request: Request, reply: Reply) -> Response:
+    note(request.scope, reply.notes)
+    # A NaN would not be JSON, and Label Studio would drop the whole answer: better an error here.
+    content = json.dumps(reply.body, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
+    return Response(content.encode(), status_code=reply.status, media_type="application/json")

@@ -1,0 +1,123 @@
+"""What Label Studio sends, checked once.
+
+Only what is read is named; everything else passes unread, since Label Studio sends much more and adds to it.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any, TypeVar
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError
+
+from backend.api.errors import BadRequestError, InvalidRequestError
+
+Request = TypeVar("Request", bound="_Request")
+
+_LARGEST_ID = 2**63 - 1
+
+
+def _project_id(value: object) -> int:
+    """Label Studio's id of a project, from an id, from `<id>.<unix created>`, or from the project's object."""
+    if isinstance(value, dict):
+        value = value.get("id")
+    if isinstance(value, str):
+        head = value.partition(".")[0]
+        value = int(head) if head.isascii() and head.isdecimal() and len(head) < 20 else value
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_ID:
+        raise ValueError('a project is its id, "<id>.<created>" or an object with id')
+    return value
+
+
+def _has_text(value: str) -> str:
+    if not value.strip():
+        raise ValueError("must not be blank")
+    return value
+
+
+ProjectId = Annotated[int, BeforeValidator(_project_id)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class SetupRequest(_Request):
+    """`POST /setup`."""
+
+    project: ProjectId
+    label_config: Annotated[StrictStr, Field(alias="schema")]
+    extra_params: Any = None
+
+
+class TaskData(_Request):
+    """What is read of a task: it is passed on as it is."""
+
+    id: int | str | None = None
+    data: dict[str, Any]
+
+
+class PredictParams(_Request):
+    """`params` of `POST /predict`; login and password in it are not read."""
+
+    context: dict[str, Any] | None = None
+
+
+class PredictRequest(_Request):
+    """`POST /predict`, for a batch (no context) or for one task that an annotator works on."""
+
+    tasks: list[TaskData]
+    project: ProjectId
+    label_config: Annotated[StrictStr, AfterValidator(_has_text)]
+    params: PredictParams | None = None
+
+    @property
+    def context(self) -> dict[str, Any] | None:
+        """The annotator's regions; None for a batch."""
+        return None if self.params is None else self.params.context
+
+
+class WebhookRequest(_Request):
+    """`POST /webhook`. Annotations and tasks in it are not read: training reads them from Label Studio."""
+
+    action: Annotated[StrictStr, Field(min_length=1, max_length=100)]
+    project: Any = None
+
+
+def project_of_event(event: WebhookRequest) -> int:
+    """The project that an event is about.
+
+    Raises:
+        InvalidRequestError: it names none.
+    """
+    try:
+        return _project_id(event.project)
+    except ValueError as error:
+        raise InvalidRequestError(f"project: {error}") from None
+
+
+def parse(model: type[Request], body: bytes) -> Request:
+    """Read a request's body.
+
+    Raises:
+        BadRequestError: not JSON.
+        InvalidRequestError: a value is missing or of the wrong kind; the message names each, but shows no value,
+            since payloads hold tokens.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        where = f", line {error.lineno} column {error.colno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise BadRequestError(f"the body is not JSON{where}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequestError(f"the body must be a JSON object, it is a {type(value).__name__}")
+    try:
+        return model.model_validate(value)
+    except ValidationError as error:
+        found = error.errors(include_url=False, include_context=False, include_input=False)
+        named = [
+            f"{'.'.join(str(step) for step in item['loc'])}: {item['msg'].removeprefix('Value error, ')}"
+            for item in found
+        ]
+        more = f" (and {len(named) - 5} more)" if len(named) > 5 else ""
+        raise InvalidRequestError("; ".join(named[:5]) + more) from None

@@ -1,0 +1,112 @@
+"""The server put together: a composition root. Everything is made here and handed to what needs it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+
+from backend.api.auth import Gate
+from backend.api.errors import ApiError
+from backend.api.handlers import Handlers, Training
+from backend.api.logs import RequestLog, api_error, http_error
+from backend.api.routes import make_router
+from backend.label_studio.client import LabelStudioClient
+from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.model_store import ModelStore, ServingModel
+from backend.plans import ExtraParams, PlanCache
+from backend.predictor import ImageSource, Predictor
+from backend.queue import TrainingQueue
+from backend.redis_server import connect_redis
+from backend.settings import Settings
+from backend.training import TrainingLink
+from backend.versions import VersionStore
+
+log = logging.getLogger(__name__)
+
+_REDIS_TIMEOUT_S = 0.5
+"""For one command: a webhook has one second in all."""
+
+
+def create_app(settings: Settings, *, images: ImageSource | None = None, training: Training | None = None) -> FastAPI:
+    """The ASGI application. Nothing is loaded or connected until it is started.
+
+    Args:
+        settings: of the server.
+        images: where images come from; default as the settings say.
+        training: the training queue; default the one of the settings.
+    """
+    link = None
+    if training is None:
+        training = link = TrainingLink(lambda: _connect(settings))
+    versions = VersionStore(settings.data_dir)
+    store = ModelStore(lambda: load_model(settings), versions, max_loaded=settings.max_loaded_versions)
+    plans, extra_params = PlanCache(), ExtraParams(settings.data_dir)
+    predictor = Predictor(
+        store,
+        images or image_fetcher(settings),
+        extra_params,
+        plans=plans,
+        fetch_threads=settings.image_fetch_threads,
+        feature_cache_bytes=settings.feature_cache_bytes,
+    )
+    handlers = Handlers(
+        store=store,
+        versions=versions,
+        predictor=predictor,
+        plans=plans,
+        extra_params=extra_params,
+        training=training,
+    )
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        store.start()
+        if link is not None:
+            link.start()
+        yield
+        predictor.close()
+        store.close()
+
+    # No interactive documentation: it would be the only page without credentials.
+    app = FastAPI(title="label-studio-vlm-backend", lifespan=lifespan, openapi_url=None)
+    app.include_router(
+        make_router(
+            handlers,
+            Gate(settings),
+            request_max_bytes=settings.request_max_bytes,
+            predict_deadline_s=settings.predict_deadline_s,
+        )
+    )
+    app.add_exception_handler(ApiError, api_error)
+    app.add_exception_handler(HTTPException, http_error)
+    app.add_middleware(RequestLog)
+    return app
+
+
+def load_model(settings: Settings) -> ServingModel:
+    """The base model of the settings; see `vlm_core.load` for what it raises."""
+    # The SDK takes half a second to import; here nobody waits for it.
+    import label_studio_sdk.label_interface.interface  # noqa: F401
+
+    import vlm_core
+
+    return vlm_core.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+
+
+def image_fetcher(settings: Settings) -> ImageFetcher:
+    """The images' one way in, with the token for Label Studio where the settings have both."""
+    authorization = None
+    if settings.label_studio_url is not None and settings.label_studio_token is not None:
+        client = LabelStudioClient(
+            settings.label_studio_url, settings.label_studio_token, timeout_s=settings.label_studio_timeout_s
+        )
+        authorization = client.authorization
+    return ImageFetcher(ImageConfig.from_settings(settings), authorization)
+
+
+def _connect(settings: Settings) -> TrainingQueue:
+    return TrainingQueue(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), timeout_s=settings.train_timeout_s)

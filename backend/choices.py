@@ -1,0 +1,76 @@
+"""Tag probabilities -> the answer of one `Choices` control. Pure functions.
+
+The rule, for people:
+
+- The control's phrases are ranked together: CLIP gives each a probability, a softmax over the phrases of this
+  control. A label takes the highest probability among its alternatives, and the labels' values are scaled to
+  sum to one. A label's score therefore depends on what it competes with.
+- One answer (`choice="single"`): the best label. With `model_score_threshold`, only if its score reaches it.
+- Several answers (`choice="multiple"`): CLIP has no absolute yes or no, and labels that are all present share
+  the probability between them. So labels are compared with the best one: every label whose score is at least
+  threshold times the best score is chosen (default 0.5), and so the best always is. At most `model_top_k`.
+- The region's score is the probability of the labels that were chosen, taken together.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from backend.label_studio.config import ControlPlan
+
+DEFAULT_RELATIVE_THRESHOLD = 0.5
+"""For several answers: share of the best label's score from which another label is chosen too."""
+
+RULES: dict[str, object] = {"revision": 1, "relative_threshold": DEFAULT_RELATIVE_THRESHOLD}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The answer of one control.
+
+    Attributes:
+        labels: best first; empty when no label reaches the threshold.
+        score: probability of the chosen labels together, 0..1; with none chosen, how sure that is.
+    """
+
+    labels: tuple[str, ...]
+    score: float
+
+
+def label_scores(control: ControlPlan, probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+    """Score the control's labels, best first; the scores sum to one.
+
+    Args:
+        control: a `choices` control.
+        probabilities: of each of its phrases, 0..1.
+    """
+    best = {label.label: max(_finite(probabilities[phrase]) for phrase in label.prompts) for label in control.labels}
+    total = sum(best.values())
+    if total <= 0:
+        return [(label, 1 / len(best)) for label in best]
+    return sorted(((label, value / total) for label, value in best.items()), key=lambda item: -item[1])
+
+
+def choose(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
+    """Answer one control from the probabilities of its phrases; the module's docstring has the rule."""
+    ranked = label_scores(control, probabilities)
+    top = ranked[0][1]
+    if not control.multiple:
+        if control.threshold is not None and top < control.threshold:
+            return Choice((), 1.0 - top)
+        return Choice((ranked[0][0],), _unit(top))
+    threshold = DEFAULT_RELATIVE_THRESHOLD if control.threshold is None else control.threshold
+    chosen = [(label, score) for label, score in ranked if score >= threshold * top]
+    if control.top_k is not None:
+        chosen = chosen[: control.top_k]
+    return Choice(tuple(label for label, _ in chosen), _unit(sum(score for _, score in chosen)))
+
+
+def _finite(value: float) -> float:
+    return value if math.isfinite(value) and value > 0 else 0.0
+
+
+def _unit(value: float) -> float:
+    return min(1.0, max(0.0, value))

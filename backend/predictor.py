@@ -1,0 +1,379 @@
+"""Tasks -> predictions, as many and in the same order, until a deadline.
+
+An item of the answer is a prediction, `{"model_version", "score", "result"}`, where an empty `result` means that
+nothing was found; or `{"error"}` without `result`, and then Label Studio stores nothing and may ask again. One
+bad task costs itself only.
+
+Images are fetched by several threads, a few ahead of the model, so that a batch of any size holds few images in
+memory. The model sees one image at a time and hands itself over between images, so that a task that an
+annotator opens does not wait for a batch.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Protocol
+
+from backend import decoding
+from backend.choices import choose
+from backend.features import FeatureCache
+from backend.label_studio.config import ControlPlan, LabelConfigError, PredictionPlan
+from backend.label_studio.images import ImageError
+from backend.label_studio.results import Region, brush_region, choices_region, rectangle_region
+from backend.model_store import ModelStore, ModelUnavailableError, ServedVersion, ServingModel
+from backend.plans import ConfigPlan, ExtraParams, PlanCache
+from backend.versions import VersionError, effective_threshold
+from vlm_core.errors import VLMError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+log = logging.getLogger(__name__)
+
+Item = dict[str, Any]
+Task = Mapping[str, Any]
+
+
+class FetchedImage(Protocol):
+    """What the predictor needs of an image that was fetched."""
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB, EXIF orientation applied."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
+
+
+class ImageSource(Protocol):
+    """Where images come from; `backend.label_studio.images.ImageFetcher`."""
+
+    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> FetchedImage:
+        """Get one image, or raise `ImageError` with a reason for the project owner."""
+
+
+class Deadline:
+    """A moment by which an answer must be given."""
+
+    def __init__(self, seconds: float) -> None:
+        """Starts to run now."""
+        self.seconds = seconds
+        self._ends = time.monotonic() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left, 0.0 when it has passed."""
+        return max(0.0, self._ends - time.monotonic())
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What `/predict` says.
+
+    Attributes:
+        items: one per task, in order.
+        model_version: that all predictions carry; "" when none could be made.
+    """
+
+    items: list[Item]
+    model_version: str
+
+    @property
+    def failed(self) -> int:
+        """Tasks without a prediction."""
+        return sum("result" not in item for item in self.items)
+
+
+class _TaskError(Exception):
+    """A reason, fit for a client, why one task has no prediction."""
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What all tasks of one request share."""
+
+    config: ConfigPlan
+    controls: tuple[ControlPlan, ...]
+    version: ServedVersion
+    model: ServingModel
+    project_id: int
+    deadline: Deadline
+
+
+class Predictor:
+    """Answers tasks. Safe to share between threads."""
+
+    def __init__(
+        self,
+        store: ModelStore,
+        images: ImageSource,
+        extra_params: ExtraParams,
+        *,
+        plans: PlanCache | None = None,
+        fetch_threads: int = 8,
+        feature_cache_bytes: int = 256 * 1024 * 1024,
+    ) -> None:
+        """Starts no thread until the first task.
+
+        Args:
+            store: which version serves which project.
+            images: where images come from.
+            extra_params: of the projects' connections.
+            plans: parsed labelling configs; default its own cache.
+            fetch_threads: images fetched at the same time, over all requests.
+            feature_cache_bytes: room for the features of images that were seen lately.
+        """
+        self._store = store
+        self._images = images
+        self._extra_params = extra_params
+        self._plans = plans or PlanCache()
+        self._window = fetch_threads
+        self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
+        self._features = FeatureCache(feature_cache_bytes)
+
+    def close(self) -> None:
+        """Start no further fetch."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def predict(
+        self,
+        tasks: Sequence[Task],
+        *,
+        project_id: int,
+        label_config: str,
+        deadline: Deadline,
+        context: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Answer tasks of one project.
+
+        Args:
+            tasks: each with `id` and `data`, as Label Studio sends them.
+            project_id: Label Studio's id.
+            label_config: the XML of the project.
+            deadline: tasks that are not done by then get an error.
+            context: of an interactive request: regions that the annotator has just drawn. Where they name labels,
+                only those labels are answered.
+
+        Returns:
+            One item per task. Never raises for what tasks, configs, images or versions hold.
+        """
+        if not tasks:
+            return Answer([], "")
+        try:
+            job = self._prepare(project_id, label_config, deadline, context)
+        except (LabelConfigError, ModelUnavailableError, VersionError, _TaskError, VLMError) as error:
+            reason = _public(error)
+            log.warning("project=%d tasks=%d no prediction: %s", project_id, len(tasks), error)
+            return Answer([{"error": reason} for _ in tasks], "")
+        items: list[Item | None] = [None] * len(tasks)
+        for index, fetched in self._fetched(tasks, job):
+            items[index] = self._item(tasks[index], fetched, job)
+        late = {"error": f"not done within {deadline.seconds:g} s: ask again, what is done is not asked twice"}
+        return Answer([dict(late) if item is None else item for item in items], job.version.name)
+
+    def _prepare(
+        self, project_id: int, label_config: str, deadline: Deadline, context: Mapping[str, Any] | None
+    ) -> _Job:
+        self._store.wait(deadline.remaining())
+        self._store.model()
+        config = self._plans.get(label_config, self._extra_params.of(project_id))
+        version, model = self._store.serving(project_id, config.plan)
+        controls = servable_controls(config.plan, model)
+        if not controls:
+            raise _TaskError(_nothing_to_do(config.plan, model))
+        if context is not None:
+            controls = _asked_for(controls, context)
+        return _Job(config, controls, version, model, project_id, deadline)
+
+    def _fetched(self, tasks: Sequence[Task], job: _Job) -> Iterator[tuple[int, dict[str, FetchedImage] | Exception]]:
+        """Tasks with their images as they arrive, until the deadline; a few are fetched ahead."""
+        waiting: dict[Future[dict[str, FetchedImage]], int] = {}
+        following = iter(range(len(tasks)))
+        try:
+            while True:
+                while len(waiting) < self._window and (index := next(following, None)) is not None:
+                    waiting[self._pool.submit(self._fetch_task, tasks[index], job)] = index
+                if not waiting:
+                    return
+                done, _ = wait(waiting, timeout=job.deadline.remaining(), return_when=FIRST_COMPLETED)
+                if not done or not job.deadline.remaining():
+                    return
+                # One at a time, the earliest task first: what else is done waits its turn in `waiting`.
+                future = min(done, key=waiting.__getitem__)
+                index = waiting.pop(future)
+                error = future.exception()
+                if error is not None and not isinstance(error, Exception):
+                    raise error
+                yield index, future.result() if error is None else error
+        finally:
+            for future in waiting:
+                future.cancel()
+
+    def _fetch_task(self, task: Task, job: _Job) -> dict[str, FetchedImage]:
+        """All images that the controls of one task look at, by address."""
+        if not job.deadline.remaining():  # it waited behind others; nobody would see the result
+            raise _TaskError("the time was up before the image was fetched: ask again")
+        found: dict[str, FetchedImage] = {}
+        task_id = task.get("id")
+        for control in job.controls:
+            uri = _image_uri(control, task)
+            if uri not in found:
+                found[uri] = self._images.fetch(
+                    uri, task_id=task_id if isinstance(task_id, int) else None, project_id=job.project_id
+                )
+        return found
+
+    def _item(self, task: Task, fetched: dict[str, FetchedImage] | Exception, job: _Job) -> Item:
+        """One task's prediction, or its error."""
+        try:
+            if isinstance(fetched, Exception):
+                raise fetched
+            regions: list[Region] = []
+            scores: list[float] = []
+            for uri, image in fetched.items():
+                own = [control for control in job.controls if _image_uri(control, task) == uri]
+                for region_list, score_list in self._answer_image(image, own, job):
+                    regions += region_list
+                    scores += score_list
+            item: Item = {
+                "model_version": job.version.name,
+                "score": decoding.mean_score(scores),
+                "result": regions,
+            }
+            refused = job.config.check.errors(item)
+            if refused:
+                raise _TaskError(f"the prediction does not fit the labelling config: {'; '.join(refused)}")
+        except (_TaskError, ImageError, VLMError) as error:
+            log.warning("project=%d task=%s no prediction: %s", job.project_id, task.get("id"), error)
+            return {"error": _public(error)}
+        except Exception as error:
+            # Whatever went wrong, the neighbours are still answered.
+            reference = uuid.uuid4().hex[:8]
+            log.exception("project=%d task=%s reference=%s", job.project_id, task.get("id"), reference)
+            kind = "out of memory" if isinstance(error, MemoryError) or _is_oom(error) else "an unexpected error"
+            return {"error": f"{kind} on the server; its log has the details under {reference}"}
+        return item
+
+    def _answer_image(
+        self, fetched: FetchedImage, controls: Sequence[ControlPlan], job: _Job
+    ) -> Iterator[tuple[list[Region], list[float]]]:
+        """Regions and scores of each control that looks at one image."""
+        width, height = fetched.image.size
+        prompts = _phrases(control for control in controls if control.kind != "choices")
+        grids: dict[str, decoding.Logits] = {}
+        ranked: dict[str, dict[str, float]] = {}
+        with self._store.computing(job.deadline.remaining()):
+            if prompts:
+                features = self._features.masks(job.model, fetched.image, fetched.sha256)
+                logits = job.model.decode(features, job.model.encode_text(prompts)).logits.numpy()
+                grids = dict(zip(prompts, logits, strict=True))
+            for control in controls:
+                if control.kind == "choices":
+                    features = self._features.tags(job.model, fetched.image, fetched.sha256)
+                    tags = job.model.rank_features(features, _phrases([control]))
+                    ranked[control.from_name] = {tag.tag: tag.probability for tag in tags}
+        # Outside of the lock: another request may use the model while masks are drawn here.
+        for control in controls:
+            if control.kind == "choices":
+                yield _choices(control, ranked[control.from_name])
+            else:
+                yield _masks(control, grids, (height, width), job.version)
+
+
+def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[ControlPlan, ...]:
+    """The controls that this model can answer: one that only ranks tags answers `Choices` only."""
+    return tuple(c for c in plan.controls if c.kind == "choices" or model.can_segment)
+
+
+def _masks(
+    control: ControlPlan, grids: Mapping[str, decoding.Logits], size_hw: tuple[int, int], version: ServedVersion
+) -> tuple[list[Region], list[float]]:
+    import numpy as np
+
+    regions: list[Region] = []
+    scores: list[float] = []
+    least = decoding.least_area_px(control.min_area, size_hw)
+    for label in control.labels:
+        found = decoding.decode_label(
+            np.stack([grids[phrase] for phrase in label.prompts]),
+            size_hw,
+            threshold=effective_threshold(label.label, control.threshold, version.manifest),
+            min_area_px=least,
+            temperature=version.temperature(label.label),
+        )
+        scores.append(found.score)
+        if found.mask is None:
+            continue
+        if control.kind == "brushlabels":
+            regions.append(brush_region(found.mask, control, label.label, round(found.score, 4)))
+            continue
+        best = sorted(found.parts, key=lambda part: -part.score)[: control.top_k]
+        regions += [
+            rectangle_region(part.box_xyxy_px, size_hw, control, label.label, round(part.score, 4)) for part in best
+        ]
+    return regions, scores
+
+
+def _choices(control: ControlPlan, probabilities: Mapping[str, float]) -> tuple[list[Region], list[float]]:
+    choice = choose(control, probabilities)
+    if not choice.labels:
+        return [], [choice.score]
+    return [choices_region(control, choice.labels, round(choice.score, 4))], [choice.score]
+
+
+def _image_uri(control: ControlPlan, task: Task) -> str:
+    uri = control.image_uri(task["data"])
+    if uri is None:
+        raise _TaskError(
+            f'the task\'s data has no image address in "{control.image_key}", which the labelling config shows'
+        )
+    return uri
+
+
+def _phrases(controls: Iterator[ControlPlan] | Sequence[ControlPlan]) -> list[str]:
+    """Every phrase of the controls once, in order."""
+    return list(dict.fromkeys(phrase for control in controls for label in control.labels for phrase in label.prompts))
+
+
+def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) -> tuple[ControlPlan, ...]:
+    """The controls cut down to the labels that the annotator's regions name; all where they name none of ours."""
+    named: set[str] = set()
+    regions = context.get("result")
+    for region in regions if isinstance(regions, list) else []:
+        value = region.get("value") if isinstance(region, Mapping) else None
+        for entry in value.values() if isinstance(value, Mapping) else []:
+            if isinstance(entry, list):
+                named.update(item for item in entry if isinstance(item, str))
+    cut: list[ControlPlan] = []
+    for control in controls:
+        labels = tuple(label for label in control.labels if label.label in named or label.value in named)
+        if labels and control.kind != "choices":
+            cut.append(replace(control, labels=labels))
+    return tuple(cut) or controls
+
+
+def _nothing_to_do(plan: PredictionPlan, model: ServingModel) -> str:
+    if plan.controls and not model.can_segment:
+        return (
+            f"the model {model.name} ranks tags but gives no masks, and the labelling config has no Choices: "
+            "add one, or let the operator serve a CLIPSeg checkpoint"
+        )
+    ignored = "; ".join(f"{item.name}: {item.reason}" for item in plan.ignored)
+    return "the labelling config holds nothing to predict: add BrushLabels, RectangleLabels or Choices on an image" + (
+        f" (left alone: {ignored})" if ignored else ""
+    )
+
+
+def _public(error: Exception) -> str:
+    """The reason for a client: errors that may name paths of the server carry a version without them."""
+    return str(getattr(error, "public", None) or error)
+
+
+def _is_oom(error: Exception) -> bool:
+    # torch.OutOfMemoryError, known by its name so that this module does not import torch.
+    return type(error).__name__ == "OutOfMemoryError"
