@@ -25,6 +25,7 @@ from backend.label_studio.images.errors import (
 )
 
 IPAddress = ipaddress.IPv4Address | ipaddress.IPv6Address
+IPNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 Resolver = Callable[[str, int], list[str]]
 
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -35,6 +36,14 @@ _METADATA = (
     ipaddress.ip_network("fd00:ec2::/32"),
     ipaddress.ip_network("100.100.100.200/32"),
     ipaddress.ip_network("168.63.129.16/32"),
+)
+# Not for the public either, though `ipaddress` of some Python versions calls them global.
+_RESERVED = (
+    ipaddress.ip_network("192.0.0.0/24"),
+    ipaddress.ip_network("192.88.99.0/24"),
+    ipaddress.ip_network("64:ff9b:1::/48"),
+    ipaddress.ip_network("2001::/23"),
+    ipaddress.ip_network("3fff::/20"),
 )
 _LINK_LOCAL = "a link-local address, which serves machines their credentials"
 _DEFAULT_PORTS = {"http": 80, "https": 443}
@@ -66,15 +75,19 @@ def refusal(address: IPAddress, *, allow_private: bool) -> str | None:
     inner = _embedded(address)
     if inner is not None:
         return refusal(inner, allow_private=allow_private)
-    if any(address.version == network.version and address in network for network in _METADATA):
+    if _within(address, _METADATA):
         return _LINK_LOCAL
     if address.is_multicast or address.is_unspecified:
         return "no address of one machine"
-    if allow_private or address.is_global:
+    if allow_private or (address.is_global and not _within(address, _RESERVED)):
         return None
     if address.is_loopback:
         return "this machine itself (loopback)"
     return "a private or reserved address"
+
+
+def _within(address: IPAddress, networks: tuple[IPNetwork, ...]) -> bool:
+    return any(address.version == network.version and address in network for network in networks)
 
 
 def _embedded(address: IPAddress) -> IPAddress | None:

@@ -183,6 +183,11 @@ class ImageFetcher:
 
     def _fetch(self, uri: str, task_id: int | None, project_id: int | None) -> FetchedImage:
         scheme = _scheme(uri)
+        if scheme != "data":
+            try:
+                urlsplit(uri)
+            except ValueError:
+                raise ImageAddressError("its host is not written as one") from None
         if scheme == "data":
             return self._decode(_data_url(uri, self._config.max_bytes))
         if scheme == "":
@@ -270,11 +275,11 @@ class ImageFetcher:
             raise ImageUnavailableError("there is no such file under VLM_LOCAL_FILES_ROOT") from None
         except OSError as error:
             raise ImageUnavailableError(f"the file cannot be opened ({error.strerror})") from None
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            os.close(handle)
+            raise ForbiddenAddressError("it is a directory or device, not a file")
+        limit = self._config.max_bytes
         with os.fdopen(handle, "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ForbiddenAddressError("it is not a file")
-            limit = self._config.max_bytes
             data = file.read(limit + 1)
         if len(data) > limit:
             raise ImageTooLargeError(f"it has more than the {limit} bytes allowed (VLM_IMAGE_MAX_BYTES)")

@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import io
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from backend.label_studio.images.decode import decode_image
+from backend.label_studio.images.errors import ImageDecodeError, ImageError, ImageTooLargeError
+
+
+def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, file_format, **options)
+    return file.getvalue()
+
+
+def decoded(data: bytes, max_pixels: int = 10_000) -> Image.Image:
+    image = decode_image(data, max_pixels=max_pixels, name="picture")
+    assert image.mode == "RGB"
+    return image
+
+
+def levels(values: list[Any], dtype: Any) -> Image.Image:
+    return Image.fromarray(np.array([values], dtype=dtype))
+
+
+def palette() -> Image.Image:
+    image = Image.new("P", (2, 1))
+    image.putpalette([255, 0, 0, 0, 0, 255])
+    image.putdata([0, 1])
+    return image
+
+
+# picture, format, options, expected pixels of its first row
+MODES = [
+    (Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", {}, [(1, 2, 3)]),
+    (Image.new("L", (1, 1), 77), "PNG", {}, [(77, 77, 77)]),
+    (Image.new("1", (1, 1), 1), "PNG", {}, [(255, 255, 255)]),
+    (palette(), "PNG", {}, [(255, 0, 0), (0, 0, 255)]),
+    # the palette's transparent entry: on white
+    (palette(), "PNG", {"transparency": 1}, [(255, 0, 0), (255, 255, 255)]),
+    (palette(), "GIF", {"transparency": 0}, [(255, 255, 255), (0, 0, 255)]),
+    (Image.new("RGB", (1, 1), (1, 2, 3)), "PNG", {"transparency": (1, 2, 3)}, [(255, 255, 255)]),
+    # half-transparent black on white
+    (Image.new("RGBA", (1, 1), (0, 0, 0, 128)), "PNG", {}, [(127, 127, 127)]),
+    (Image.new("LA", (1, 1), (0, 0)), "PNG", {}, [(255, 255, 255)]),
+    (Image.new("RGBA", (1, 1), (9, 9, 9, 255)), "WEBP", {"lossless": True}, [(9, 9, 9)]),
+    # 16 bit: by its upper byte, not cut off at 255
+    (levels([0, 257, 32896, 65535], np.uint16), "PNG", {}, [(v, v, v) for v in (0, 1, 128, 255)]),
+    (levels([0, 257, 32896, 65535], np.uint16), "TIFF", {}, [(v, v, v) for v in (0, 1, 128, 255)]),
+    # 32-bit integers: as they are up to 255, as 16 bit up to 65535, else from least to most
+    (levels([0, 77, 255], np.int32), "TIFF", {}, [(v, v, v) for v in (0, 77, 255)]),
+    (levels([0, 257, 65535], np.int32), "TIFF", {}, [(v, v, v) for v in (0, 1, 255)]),
+    (levels([-100, 0, 100], np.int32), "TIFF", {}, [(v, v, v) for v in (0, 128, 255)]),
+    # floats: 0..1 or 0..255, else from least to most; what is no number is black
+    (levels([0, 0.5, 1], np.float32), "TIFF", {}, [(v, v, v) for v in (0, 128, 255)]),
+    (levels([0, 51.2, 255], np.float32), "TIFF", {}, [(v, v, v) for v in (0, 51, 255)]),
+    (levels([-1e30, 0, 1e30, np.nan], np.float32), "TIFF", {}, [(v, v, v) for v in (0, 128, 255, 128)]),
+    (levels([3e5, 3e5], np.float32), "TIFF", {}, [(0, 0, 0), (0, 0, 0)]),
+    (Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF", {}, [(255, 0, 0)]),
+    (Image.new("YCbCr", (1, 1), (76, 85, 255)), "TIFF", {}, [(254, 0, 0)]),
+]
+
+
+@pytest.mark.parametrize(("image", "file_format", "options", "expected"), MODES)
+def test_every_mode_becomes_rgb(image: Image.Image, file_format: str, options: Any, expected: Any) -> None:
+    data = encoded(image, file_format, **options)
+    got = np.asarray(decoded(data))[0].astype(int)
+    assert np.abs(got - np.array(expected)).max() <= 1
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "BMP", "GIF", "WEBP", "AVIF", "TIFF", "JPEG2000", "PPM", "TGA", "QOI"])
+def test_formats(file_format: str) -> None:
+    image = decoded(encoded(Image.new("RGB", (32, 16), (200, 30, 30)), file_format))
+    assert image.size == (32, 16)
+    assert np.abs(np.asarray(image)[8, 16].astype(int) - (200, 30, 30)).max() < 12
+
+
+def test_of_several_frames_the_first_is_taken() -> None:
+    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    for file_format in ("GIF", "PNG", "WEBP", "TIFF", "MPO"):
+        data = encoded(frames[0], file_format, save_all=True, append_images=frames[1:])
+        red, _, blue = decoded(data).getpixel((1, 1))  # type: ignore[misc]
+        assert red > 200 > 60 > blue
+
+
+def test_orientation_is_applied() -> None:
+    # upright: red left, blue right; stored turned by a quarter, which orientation 6 undoes
+    upright = Image.new("RGB", (16, 8), "red")
+    upright.paste("blue", (8, 0, 16, 8))
+    stored = upright.transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for file_format in ("JPEG", "PNG", "WEBP"):
+        image = decoded(encoded(stored, file_format, exif=exif))
+        assert image.size == (16, 8)
+        assert image.getpixel((1, 4))[0] > 200  # type: ignore[index]
+        assert image.getpixel((14, 4))[2] > 200  # type: ignore[index]
+
+
+def test_broken_exif_turns_nothing() -> None:
+    data = encoded(Image.new("RGB", (8, 4), "red"), "JPEG", exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert decoded(data).size == (8, 4)
+
+
+def test_too_many_pixels_are_refused_before_they_are_read() -> None:
+    data = encoded(Image.new("L", (200, 100)))
+    with pytest.raises(ImageTooLargeError, match=r"200 x 100 pixels.*VLM_IMAGE_MAX_PIXELS"):
+        decoded(data[:60], max_pixels=19_999)  # cut behind the header: the pixels are not even there
+    assert decoded(data, max_pixels=20_000).size == (200, 100)
+    # a file of some bytes that claims 65535 x 65535 pixels
+    bomb = bytearray(encoded(Image.new("L", (1, 1)), "GIF"))
+    bomb[6:10] = b"\xff\xff\xff\xff"
+    with pytest.raises(ImageTooLargeError):
+        decoded(bytes(bomb))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (b"", "empty"),
+        (b"<html></html>", "3c 68 74 6d 6c"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (encoded(Image.new("RGB", (50, 50)))[:60], "broken"),
+        (encoded(Image.effect_noise((60, 60), 50), "JPEG")[:700], "broken"),
+    ],
+)
+def test_what_cannot_be_read_is_named(data: bytes, words: str) -> None:
+    with pytest.raises(ImageDecodeError, match=words) as caught:
+        decoded(data)
+    assert "picture" in str(caught.value)
+
+
+SEEDS = [
+    encoded(Image.effect_noise((24, 16), 60).convert("RGB"), file_format)
+    for file_format in ("PNG", "JPEG", "GIF", "TIFF", "BMP", "WEBP")
+]
+
+
+@pytest.mark.filterwarnings("ignore")
+@settings(max_examples=150, deadline=None)
+@given(
+    st.sampled_from(SEEDS),
+    st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 255)), max_size=8),
+    st.integers(0, 3000),
+)
+def test_a_damaged_file_is_an_image_or_an_image_error(seed: bytes, changes: list[tuple[int, int]], cut: int) -> None:
+    data = bytearray(seed)
+    for position, value in changes:
+        data[position % len(data)] = value
+    try:
+        image = decoded(bytes(data[: len(data) - cut % len(data)]))
+    except ImageError:
+        return
+    assert image.width * image.height <= 10_000
