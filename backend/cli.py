@@ -79,10 +79,6 @@ def serve(
     raise typer.Exit(run_server(settings, with_worker=with_worker))
 
 
-if __name__ == "__main__":
-    main()
-
-
 @app.command()
 def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files.")],
@@ -121,3 +117,7 @@ def predict(
     else:
         print_predictions(results, out)
     raise typer.Exit(1 if any(r.error for r in results) else 0)
+
+
+if __name__ == "__main__":
+    main()
