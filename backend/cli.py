@@ -119,5 +119,33 @@ def predict(
     raise typer.Exit(1 if any(r.error for r in results) else 0)
 
 
+@app.command()
+def demo(
+    check: Annotated[
+        bool, typer.Option("--check", help="Do the round trip unattended, print a table, exit 0 on success.")
+    ] = False,
+    label_studio: Annotated[
+        Path | None, typer.Option(help="The label-studio command (default: .venv-label-studio, then PATH).")
+    ] = None,
+    port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="Label Studio's port (8080; with --check a free one).")
+    ] = None,
+    backend_port: Annotated[
+        int | None, typer.Option(min=1, max=65535, help="The backend's port (9090; with --check a free one).")
+    ] = None,
+    data_dir: Annotated[
+        Path | None, typer.Option(help="Where everything is written (.demo; with --check a new one inside it).")
+    ] = None,
+    checkpoint: Annotated[str, typer.Option(help="What is served before anything is learned.")] = "demo",
+) -> None:
+    """Start Label Studio, a backend and a worker on pictures of coloured shapes; Ctrl-C stops all of it.
+
+    Example: vlm demo --port 8081
+    """
+    from backend.demo.run import DemoOptions, run_demo
+
+    raise typer.Exit(run_demo(DemoOptions(check, label_studio, port, backend_port, data_dir, checkpoint)))
+
+
 if __name__ == "__main__":
     main()
