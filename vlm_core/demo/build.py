@@ -19,7 +19,7 @@ from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 
 SIDE = 96
 SCENES = 20_000
-VALIDATION_SEEDS = range(1_000_000, 1_000_100)
+VALIDATION_SEEDS = range(1_000_000, 1_000_080)
 
 CLIP_SETTINGS = TrainClipSettings(
     image_encoder="scratch:vit_tiny_patch16_224",
@@ -65,8 +65,8 @@ def clipseg_settings(clip: Path, steps: int) -> TrainClipsegSettings:
         batch_size=32,
         learning_rate=1.2e-3,
         weight_decay=0.02,
-        evaluate_every=250,
-        save_every=250,
+        evaluate_every=400,
+        save_every=200,
         precision="bf16",
         store="float16",
         name="demo",
@@ -96,7 +96,7 @@ def main() -> None:
     """Command line of `python -m vlm_core.demo.build`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of the training runs")
-    parser.add_argument("--steps", type=int, default=4000, help="updates of the second recipe")
+    parser.add_argument("--steps", type=int, default=3200, help="updates of the second recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--install", action="store_true", help="copy the result into the package")
