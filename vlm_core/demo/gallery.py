@@ -1,0 +1,199 @@
+"""Pictures of what the demo checkpoint does: `python -m vlm_core.demo.gallery --out docs/pictures`.
+
+Two pictures: descriptions matched with scenes, and phrases with predicted and true masks. The scenes are the
+first ones of the seeds kept for the final evaluation, good and bad answers alike: nothing is picked.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+import vlm_core
+from vlm_core.demo.scenes import Scene, generate_scene
+from vlm_core.evaluate import iou
+from vlm_core.model import Model
+
+FIRST_SEED = 2_000_000
+_TILE = 170
+_GAP = 14
+_INK, _SOFT, _PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
+_RIGHT, _WRONG, _BAR = (26, 127, 55), (207, 34, 46), (221, 244, 255)
+_MASK = (255, 0, 128)
+_THRESHOLD = 0.5
+
+Colour = tuple[int, int, int]
+BoolMask = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """One scene with its four descriptions.
+
+    Attributes:
+        scene: the scene.
+        ranked: (description, probability), best first.
+        right: the one that is true of it.
+    """
+
+    scene: Scene
+    ranked: tuple[tuple[str, float], ...]
+    right: str
+
+
+@dataclass(frozen=True)
+class Referring:
+    """One phrase on one scene with the predicted and the true mask."""
+
+    scene: Scene
+    phrase: str
+    predicted: BoolMask
+    true: BoolMask
+
+
+def match_descriptions(model: Model, number: int, *, first_seed: int = FIRST_SEED) -> list[Matching]:
+    """Rank, for each scene, its own description and those of the three scenes after it.
+
+    Args:
+        model: a model that can rank.
+        number: how many scenes, at least one.
+        first_seed: the scenes' first seed.
+    """
+    scenes = [generate_scene(first_seed + index) for index in range(number + 3)]
+    found = []
+    for index, scene in enumerate(scenes[:number]):
+        descriptions = [other.captions[0] for other in scenes[index : index + 4]]
+        ranked = tuple((score.tag, score.probability) for score in model.rank(scene.image, descriptions))
+        found.append(Matching(scene, ranked, descriptions[0]))
+    return found
+
+
+def refer(model: Model, number: int, *, first_seed: int = FIRST_SEED) -> list[Referring]:
+    """Mark one phrase in each scene; every fourth phrase is true of nothing there.
+
+    Args:
+        model: a model that can segment.
+        number: how many scenes, at least one.
+        first_seed: the scenes' first seed.
+    """
+    found = []
+    for index in range(number):
+        scene = generate_scene(first_seed + index)
+        if index % 4 == 3:
+            phrase, true = scene.absent_phrases()[0], scene.union([])
+        else:
+            # The longest says most: the bare names are the easy ones.
+            phrase, true = max(scene.phrases(), key=lambda pair: len(pair[0].split()))
+        logits = np.asarray(model.segment(scene.image, [phrase]).logits)[0]
+        found.append(Referring(scene, phrase, logits > np.log(_THRESHOLD / (1 - _THRESHOLD)), true))
+    return found
+
+
+def draw_matching(cards: Sequence[Matching]) -> Image.Image:
+    """Two columns of cards: the picture, and its descriptions by rank with their probabilities."""
+    text_width, columns = 400, 2
+    width, height = _TILE + text_width + 3 * _GAP, _TILE + _GAP
+    rows = -(-len(cards) // columns)
+    page = Image.new("RGB", (columns * width, rows * height + _GAP), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for index, card in enumerate(cards):
+        x, y = (index % columns) * width + _GAP, (index // columns) * height + _GAP
+        page.paste(_tile(card.scene.image), (x, y))
+        left = x + _TILE + _GAP
+        for rank, (description, probability) in enumerate(card.ranked):
+            top = y + 4 + rank * 42
+            draw.rectangle((left, top, left + round(text_width * probability), top + 36), fill=_BAR)
+            colour = _SOFT
+            if description == card.right:
+                colour = _RIGHT
+            elif rank == 0:
+                colour = _WRONG
+            for line, text in enumerate(_wrapped(description, 56)[:2]):
+                draw.text((left + 6, top + 3 + 15 * line), text, fill=colour, font=_font(13))
+            draw.text((left + text_width - 44, top + 10), f"{probability:.0%}", fill=colour, font=_font(14))
+    return page
+
+
+def draw_referring(rows: Sequence[Referring]) -> Image.Image:
+    """Two columns of rows: phrase, picture, predicted mask with its IoU, true mask."""
+    columns, head = 2, 26
+    width, height = 3 * _TILE + 3 * _GAP, _TILE + 30
+    page = Image.new("RGB", (columns * width + _GAP, head + -(-len(rows) // columns) * height), _PAPER)
+    draw = ImageDraw.Draw(page)
+    for column in range(columns):
+        for index, title in enumerate(("picture", "predicted", "true")):
+            left = _GAP + column * width + index * (_TILE + 4)
+            draw.text((left, 6), title, fill=_SOFT, font=_font(13))
+    for index, row in enumerate(rows):
+        x, y = _GAP + (index % columns) * width, head + (index // columns) * height
+        agreement = iou(row.predicted, row.true)
+        said = f"IoU {agreement:.2f}" if row.true.any() else ("nothing there" if agreement == 1 else "is not there")
+        draw.text((x, y), f"“{row.phrase}”", fill=_INK, font=_font(15))
+        # Under the predicted mask's right edge: how well it agrees.
+        end = x + 3 * _TILE + 8
+        draw.text((end, y), said, fill=_RIGHT if agreement >= 0.5 else _WRONG, font=_font(14), anchor="ra")
+        for number, mask in enumerate((None, row.predicted, row.true)):
+            page.paste(_tile(_marked(row.scene.image, mask)), (x + number * (_TILE + 4), y + 20))
+    return page
+
+
+def _marked(image: Image.Image, mask: BoolMask | None) -> Image.Image:
+    """The picture, greyed, with a mask in one strong colour; as it is without a mask."""
+    if mask is None:
+        return image
+    pixels = np.asarray(image.convert("L").convert("RGB"), dtype=np.float32) * 0.5 + 96
+    pixels[mask] = 0.25 * pixels[mask] + 0.75 * np.array(_MASK)
+    return Image.fromarray(pixels.astype(np.uint8))
+
+
+def _tile(image: Image.Image) -> Image.Image:
+    """The picture fitted into a square, on grey."""
+    fitted = image.copy()
+    fitted.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", (_TILE, _TILE), (246, 248, 250))
+    tile.paste(fitted, ((_TILE - fitted.width) // 2, (_TILE - fitted.height) // 2))
+    return tile
+
+
+def _wrapped(text: str, limit: int) -> list[str]:
+    lines = [""]
+    for word in text.split():
+        if lines[-1] and len(lines[-1]) + 1 + len(word) > limit:
+            lines.append(word)
+        else:
+            lines[-1] = f"{lines[-1]} {word}".strip()
+    return lines
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size)
+
+
+def main() -> None:
+    """Command line of `python -m vlm_core.demo.gallery`."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="directory for matching.png and referring.png")
+    parser.add_argument("--checkpoint", default="demo", help="what to show; it must know the scenes' words")
+    parser.add_argument("--scenes", type=int, default=8, help="scenes on each picture")
+    arguments = parser.parse_args()
+    model = vlm_core.load(arguments.checkpoint)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    matching, referring = match_descriptions(model, arguments.scenes), refer(model, arguments.scenes)
+    for name, page in (("matching", draw_matching(matching)), ("referring", draw_referring(referring))):
+        path = arguments.out / f"{name}.png"
+        # 256 colours are plenty for flat shapes, and a third of the file.
+        page.quantize(256).save(path, optimize=True)
+        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+    right = sum(card.ranked[0][0] == card.right for card in matching)
+    agreement = np.mean([iou(row.predicted, row.true) for row in referring])
+    print(f"right descriptions: {right} of {len(matching)}; mean IoU of the phrases: {agreement:.2f}")
+
+
+if __name__ == "__main__":
+    main()
