@@ -1,0 +1,322 @@
+"""Label Studio's annotations -> images with a true mask for each label: what training learns from.
+
+Label Studio owns the labels, so everything is read from its API each time. What counts:
+
+- Skipped annotations (`was_cancelled`) and drafts do not count.
+- Of one annotator the latest annotation counts. If one is marked as ground truth, only such ones count.
+- Several annotators vote per pixel: a pixel belongs to a label if at least half of them marked it.
+- A finished image says something about every label of its control: a label without a region is **not there**.
+  So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
+  something visible is absent.
+- Where a label has strokes or outlines, its boxes in the same image are ignored: they are the rougher truth.
+- The same picture in several tasks counts once, with the annotation that was changed last.
+
+Everything that is left out is counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.label_studio.config import ControlPlan, PredictionPlan
+from backend.label_studio.images import FetchedImage, ImageError
+from backend.label_studio.results import masks_from_results
+
+BoolMask = NDArray[np.bool_]
+Json = dict[str, Any]
+
+_BOXES = frozenset({"rectanglelabels", "rectangle", "ellipselabels", "ellipse"})
+_AREAS = _BOXES | {"brushlabels", "brush", "bitmasklabels", "bitmask", "polygonlabels", "polygon"}
+_NOTHING_DRAWN = "it covers no pixel"
+"""What the reader says of a region that was erased to nothing: no loss."""
+
+
+class TaskSource(Protocol):
+    """The part of `LabelStudioClient` that is used."""
+
+    def tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[Json]:
+        """Tasks with their annotations."""
+
+
+class ImageSource(Protocol):
+    """The part of `ImageFetcher` that is used."""
+
+    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> FetchedImage:
+        """The image behind an address."""
+
+
+@dataclass(frozen=True)
+class TrainLabel:
+    """A label that masks are predicted for, as the project's config has it.
+
+    Attributes:
+        name: as in results.
+        prompts: its phrases; the best one counts.
+        threshold, min_area: of its control; None where the config says nothing.
+    """
+
+    name: str
+    prompts: tuple[str, ...]
+    threshold: float | None
+    min_area: int | None
+
+
+@dataclass(frozen=True)
+class PackedMask:
+    """A mask at full size, one bit a pixel."""
+
+    size_hw: tuple[int, int]
+    bits: NDArray[np.uint8]
+
+    @classmethod
+    def of(cls, mask: BoolMask) -> PackedMask:
+        """Pack a bool mask (H, W)."""
+        return cls((mask.shape[0], mask.shape[1]), np.packbits(mask))
+
+    def unpack(self) -> BoolMask:
+        """The bool mask (H, W)."""
+        height, width = self.size_hw
+        return np.unpackbits(self.bits, count=height * width).reshape(height, width).astype(bool)
+
+
+@dataclass(frozen=True)
+class CorrectedImage:
+    """One image with everything that its annotators said about it.
+
+    Attributes:
+        task_id: in Label Studio.
+        annotation_ids: those that count.
+        sha256: of the image file.
+        size_hw: of the displayed image, px.
+        labels: every label that a finished annotation of it speaks about.
+        masks: per label that is there; a label of `labels` that is missing here is absent from the image.
+        open: fetches the image again (from the cache, as a rule); RGB, as displayed.
+    """
+
+    task_id: int
+    annotation_ids: tuple[int, ...]
+    sha256: str
+    size_hw: tuple[int, int]
+    labels: tuple[TrainLabel, ...]
+    masks: Mapping[str, PackedMask]
+    open: Callable[[], Image.Image]
+
+    @property
+    def present(self) -> frozenset[str]:
+        """Names of the labels that are there."""
+        return frozenset(self.masks)
+
+    def mask(self, label: str) -> BoolMask:
+        """The true mask of a label, bool (H, W); all False where it is absent."""
+        packed = self.masks.get(label)
+        return np.zeros(self.size_hw, dtype=bool) if packed is None else packed.unpack()
+
+
+@dataclass
+class Corrections:
+    """All that a project can teach.
+
+    Attributes:
+        images: in the order of their tasks; no picture twice.
+        counts: `tasks`, `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`, `no_image`,
+            `image_failed`, `duplicate`.
+        failures: up to 20 images that could not be fetched: task and reason.
+        stamps: per counted annotation (as a string) when it was changed: what "new" is measured against.
+        temporary: an image failed for a reason that may pass.
+    """
+
+    images: list[CorrectedImage] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    failures: list[tuple[int, str]] = field(default_factory=list)
+    stamps: dict[str, str] = field(default_factory=dict)
+    temporary: bool = False
+
+    def fingerprint(self, *parts: object) -> str:
+        """SHA-256, hex, over the annotations and over `parts` (JSON values)."""
+        text = json.dumps([sorted(self.stamps.items()), parts], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def train_labels(plan: PredictionPlan, to_name: str) -> tuple[TrainLabel, ...]:
+    """The labels of one image of the config that masks are predicted for, in the config's order.
+
+    A label in two controls counts once, as its `BrushLabels` control has it.
+    """
+    found: dict[str, TrainLabel] = {}
+    controls = [item for item in plan.controls if item.to_name == to_name and item.kind != "choices"]
+    for control in sorted(controls, key=lambda item: item.kind != "brushlabels"):
+        for label in control.labels:
+            found.setdefault(label.label, TrainLabel(label.label, label.prompts, control.threshold, control.min_area))
+    return tuple(found.values())
+
+
+def read_corrections(
+    client: TaskSource, fetcher: ImageSource, project_id: int, plan: PredictionPlan, *, on_task: Callable[[], None]
+) -> Corrections:
+    """Read a project's annotations and fetch their images.
+
+    Args:
+        client: of Label Studio.
+        fetcher: of images.
+        project_id: the project.
+        plan: its labelling config.
+        on_task: called once a task, for progress and to give up.
+
+    Raises:
+        LabelStudioError: Label Studio does not answer, or refuses. One image that fails is counted instead.
+    """
+    corrections = Corrections()
+    latest: dict[str, tuple[str, CorrectedImage]] = {}
+    for task in client.tasks(project_id, only_annotated=True):
+        on_task()
+        corrections.counts["tasks"] += 1
+        annotations = _counting(task, corrections)
+        for control in _one_per_image(plan):
+            found = _read_image(fetcher, project_id, task, control, annotations, plan, corrections)
+            if found is None:
+                continue
+            before = latest.get(found[1].sha256)
+            if before is not None:
+                corrections.counts["duplicate"] += 1
+            if before is None or found[0] > before[0]:
+                latest[found[1].sha256] = found
+    corrections.images = sorted((image for _, image in latest.values()), key=lambda image: image.task_id)
+    return corrections
+
+
+def _one_per_image(plan: PredictionPlan) -> list[ControlPlan]:
+    """For each image of the config one control that masks are predicted for."""
+    return list({item.to_name: item for item in plan.controls if item.kind != "choices"}.values())
+
+
+def _counting(task: Json, corrections: Corrections) -> list[Json]:
+    """The annotations of a task that count: of each annotator the latest; ground truth, where there is one."""
+    latest: dict[object, Json] = {}
+    counts = corrections.counts
+    for annotation in sorted(task.get("annotations") or [], key=_changed_at):
+        counts["annotations"] += 1
+        if annotation.get("was_cancelled"):
+            counts["skipped"] += 1
+            continue
+        if not isinstance(annotation.get("result"), list):
+            counts["unreadable"] += 1
+            continue
+        author = annotation.get("completed_by")
+        author = author.get("id") if isinstance(author, Mapping) else author
+        if author in latest:
+            counts["superseded"] += 1
+        latest[author] = annotation
+    found = list(latest.values())
+    truth = [annotation for annotation in found if annotation.get("ground_truth")]
+    if truth:
+        counts["superseded"] += len(found) - len(truth)
+        found = truth
+    for annotation in found:
+        corrections.stamps[str(annotation.get("id"))] = _changed_at(annotation)
+    return found
+
+
+def _changed_at(annotation: Json) -> str:
+    return str(annotation.get("updated_at") or annotation.get("created_at") or "")
+
+
+def _read_image(
+    fetcher: ImageSource,
+    project_id: int,
+    task: Json,
+    control: ControlPlan,
+    annotations: Sequence[Json],
+    plan: PredictionPlan,
+    corrections: Corrections,
+) -> tuple[str, CorrectedImage] | None:
+    """One image of a task with its masks, and when it was last changed; None where it cannot be learned from."""
+    if not annotations:
+        return None
+    task_id = int(task["id"])
+    uri = control.image_uri(task.get("data") or {})
+    if uri is None:
+        corrections.counts["no_image"] += 1
+        return None
+    try:
+        fetched = fetcher.fetch(uri, task_id=task_id, project_id=project_id)
+    except ImageError as error:
+        corrections.counts["image_failed"] += 1
+        corrections.temporary |= bool(getattr(error, "temporary", False))
+        if len(corrections.failures) < 20:
+            corrections.failures.append((task_id, str(error)))
+        return None
+    labels = train_labels(plan, control.to_name)
+    votes: list[dict[str, BoolMask]] = []
+    ids: list[int] = []
+    for annotation in annotations:
+        masks = _read_masks(annotation["result"], plan, control.to_name, fetched.size_hw)
+        if masks is None:
+            corrections.counts["unreadable"] += 1
+            continue
+        votes.append(masks)
+        ids.append(int(annotation["id"]))
+    if not votes:
+        return None
+
+    def reopen() -> Image.Image:
+        return fetcher.fetch(uri, task_id=task_id, project_id=project_id).image
+
+    image = CorrectedImage(
+        task_id=task_id,
+        annotation_ids=tuple(ids),
+        sha256=fetched.sha256,
+        size_hw=fetched.size_hw,
+        labels=labels,
+        masks=_vote(votes),
+        open=reopen,
+    )
+    return max(_changed_at(annotation) for annotation in annotations), image
+
+
+def _read_masks(
+    result: Sequence[Json], plan: PredictionPlan, to_name: str, size_hw: tuple[int, int]
+) -> dict[str, BoolMask] | None:
+    """The masks of one annotation; None where a region of a known label cannot be read."""
+    known = [region for region in result if _is_known_area(region, plan, to_name)]
+    boxes = [region for region in known if str(region.get("type")) in _BOXES]
+    finer = [region for region in known if str(region.get("type")) not in _BOXES]
+    masks: dict[str, BoolMask] = {}
+    for regions in (finer, boxes):
+        read = masks_from_results(regions, plan, to_name=to_name, size_hw=size_hw)
+        if any(region.reason != _NOTHING_DRAWN for region in read.unread):
+            return None
+        masks = {**read.masks, **masks}
+    return masks
+
+
+def _is_known_area(region: object, plan: PredictionPlan, to_name: str) -> bool:
+    """Whether a region is an area for a label that the plan learns."""
+    if not isinstance(region, Mapping) or region.get("to_name") != to_name:
+        return False
+    kind, value = str(region.get("type")), region.get("value")
+    if kind not in _AREAS or not isinstance(value, Mapping):
+        return False
+    given = value.get(kind) or value.get("labels")
+    names = given if isinstance(given, list) else []
+    controls = [item for item in plan.controls if item.to_name == to_name and item.kind != "choices"]
+    return any(control.label_named(str(name)) is not None for name in names for control in controls)
+
+
+def _vote(votes: Sequence[Mapping[str, BoolMask]]) -> dict[str, PackedMask]:
+    """Per label the pixels that at least half of the annotators marked; labels without any are left out."""
+    agreed = {}
+    for label in dict.fromkeys(label for masks in votes for label in masks):
+        count = np.sum([masks[label] for masks in votes if label in masks], axis=0, dtype=np.int32)
+        mask: BoolMask = np.greater_equal(2 * count, len(votes))
+        if mask.any():
+            agreed[label] = PackedMask.of(mask)
+    return agreed

@@ -1,0 +1,173 @@
+"""RQ entry points: named by string path, small JSON arguments, nothing heavy imported until a job runs.
+
+The worker's parent process imports this module (for the failure callback) and must stay small and without CUDA,
+since it forks.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from types import TracebackType
+from typing import Any
+
+import redis
+from rq import get_current_job
+from rq.job import Job
+
+from backend.job_history import JobHistory, JobOutcome, JobRecord
+from backend.label_studio.errors import LabelStudioError
+from backend.queue import TrainingQueue, save_progress
+from backend.settings import Settings, SettingsError, load_settings
+from backend.versions import VersionStore
+from training_jobs.errors import GivenUpError
+from training_jobs.lock import ProjectLock
+from vlm_core.errors import VLMError
+
+log = logging.getLogger(__name__)
+
+_PROGRESS_EVERY_S = 1.0
+
+
+def train_project(project_id: int) -> dict[str, Any]:
+    """Train one project; see `training_jobs.training.train_version`.
+
+    Settings come from the environment. Runs inside an RQ job.
+
+    Returns:
+        `outcome`, `reason` and `version`, for RQ's own record.
+
+    Raises:
+        Exception: whatever stopped it. What may pass is tried again by RQ; what will not is not.
+    """
+    job = get_current_job()
+    if job is None:
+        raise RuntimeError("train_project runs as an RQ job: enqueue it with TrainingQueue.request_training")
+    try:
+        return _train(project_id, job)
+    except Exception as error:
+        if not _may_pass(error):
+            job.retries_left = 0
+        raise
+
+
+def on_failure(
+    job: Job,
+    connection: redis.Redis,
+    kind: type[BaseException] | None = None,
+    error: BaseException | None = None,
+    trace: TracebackType | None = None,
+) -> None:
+    """Called by RQ when an attempt has failed, also in the worker's parent when it finds the job's process dead.
+
+    Writes the history and gives up the project's place once there will be no other attempt.
+    """
+    if job.retries_left:
+        return
+    project_id = int(job.args[0])
+    settings = load_settings()
+    _record(settings, job, project_id, "failed", _describe(error) if error else "the job's process ended unexpectedly")
+    TrainingQueue(connection, timeout_s=settings.train_timeout_s).finish(project_id, job.id)
+
+
+def _train(project_id: int, job: Job) -> dict[str, Any]:
+    from training_jobs.training import connect, train_version
+
+    settings = load_settings()
+    queue = TrainingQueue(job.connection, timeout_s=settings.train_timeout_s)
+    begun = queue.begin(project_id, job.id)
+    if begun is None:
+        reason = "another job of the project has taken over"
+        _record(settings, job, project_id, "superseded", reason)
+        return {"outcome": "superseded", "reason": reason, "version": None}
+    # A second attempt of a request that was made on purpose is still one.
+    forced = begun.forced or bool(job.meta.get("forced"))
+    job.meta["forced"] = forced
+    job.save_meta()
+    client, fetcher = connect(settings)
+    with client, ProjectLock(job.connection, project_id, job.id) as lock:
+        token = VersionStore(settings.data_dir).next_token(project_id)
+        result = train_version(
+            project_id,
+            settings,
+            client=client,
+            fetcher=fetcher,
+            token=token,
+            forced=forced,
+            report=_Reporter(job, lock.check),
+        )
+    log.info("project=%d job=%s %s: %s", project_id, job.id, result.outcome, result.reason)
+    _record(settings, job, project_id, **vars(result))
+    if result.outcome == "published" and result.version is not None:
+        queue.announce_version(project_id, result.version)
+    queue.finish(project_id, job.id)
+    return {"outcome": result.outcome, "reason": result.reason, "version": result.version}
+
+
+class _Reporter:
+    """Notes progress in the job about once a second, and gives up when the lock is lost."""
+
+    def __init__(self, job: Job, check: Callable[[], None]) -> None:
+        self._job = job
+        self._check = check
+        self._phase = ""
+        self._next = 0.0
+
+    def __call__(self, phase: str, share: float, loss: float | None) -> None:
+        self._check()
+        now = time.monotonic()
+        if phase == self._phase and now < self._next:
+            return
+        self._phase, self._next = phase, now + _PROGRESS_EVERY_S
+        progress: dict[str, Any] = {"percent": round(100 * min(1.0, share)), "phase": phase}
+        if loss is not None:
+            progress["loss"] = round(loss, 4)
+        save_progress(self._job, progress)
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether another attempt could end otherwise."""
+    if isinstance(error, LabelStudioError):
+        return error.temporary
+    if isinstance(error, (VLMError, SettingsError)):
+        return isinstance(error, GivenUpError)
+    return True
+
+
+def _describe(error: BaseException) -> str:
+    """The reason for people: our own messages as they are, others with their kind."""
+    if isinstance(error, (VLMError, SettingsError, LabelStudioError)):
+        return str(error)
+    return f"{type(error).__name__}: {error}"
+
+
+def _record(
+    settings: Settings,
+    job: Job,
+    project_id: int,
+    outcome: JobOutcome,
+    reason: str,
+    version: int | None = None,
+    labels: Any = None,
+    counts: Any = None,
+) -> None:
+    ended = datetime.now(UTC)
+    started = job.started_at or ended
+    record = JobRecord(
+        job_id=job.id,
+        project_id=project_id,
+        requested=str(job.meta.get("reason", "")),
+        outcome=outcome,
+        reason=reason,
+        started_at=started if started.tzinfo else started.replace(tzinfo=UTC),
+        ended_at=ended,
+        version=version,
+        labels=labels or {},
+        counts=counts or {},
+    )
+    try:
+        JobHistory(settings.data_dir).add(record)
+    except OSError as error:  # a full disk must not turn a published version into a failed job
+        log.error("job %s: its outcome %r could not be noted: %s", job.id, outcome, error)

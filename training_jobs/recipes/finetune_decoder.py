@@ -1,0 +1,339 @@
+"""Fine-tune the decoder on a project's corrections. Read from top to bottom.
+
+The encoders stay frozen and their features are computed once; only the decoder (1.1 M parameters in the
+published CLIPSeg, fewer in the demo) learns. The steps:
+
+1. **Choose** how long to train and how far to go, on a split inside the training images: train on three quarters,
+   look at the rest after each third of the steps, and at weights between the start and where training went
+   (WiSE-FT, arXiv:2109.01903: part of the way is often better than all of it). With few images nothing is
+   chosen and the defaults hold.
+2. **Train** on all training images as long as was chosen, and go as far as was chosen.
+
+What keeps few corrections from doing harm: the pull towards the start (L2-SP, arXiv:1802.01483), an average over
+the weights of the last steps, labels that are not there as negatives, several views of each image, and the
+gate (`training_jobs.promote`), which this module knows nothing of.
+
+Defaults. AdamW moves each weight by about the learning rate per step whatever the loss's scale, and decoders of
+this family share their width (64) and so the scale of their weights; so one rate serves the small and the
+published one. 5e-4 over a few hundred steps with the pull ends at about the distance of 1e-4 to 3e-4 over an
+epoch-wise schedule, as in the literature for 30 to 100 images.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from training_jobs.split import choose_held_out
+from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.evaluate import ABSENT_AREA
+from vlm_core.losses import dice_loss
+from vlm_core.types import ImageFeatures
+
+NAME = "finetune_decoder"
+
+State = dict[str, Tensor]
+Share = Annotated[float, Field(gt=0.0, le=1.0)]
+Tick = Callable[[str, float, float], None]
+"""Called after each step with phase, done share (0 to 1) and loss; may raise to give up."""
+
+
+class FinetuneConfig(BaseModel):
+    """All settings of the recipe; part of the manifest.
+
+    Raises:
+        pydantic.ValidationError: a value out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=300, ge=1, description="Most steps.")
+    batch_images: int = Field(default=8, ge=1)
+    labels_per_image: int = Field(default=8, ge=1, description="Drawn anew each step where there are more.")
+    learning_rate: float = Field(default=5e-4, gt=0)
+    warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of the steps, with a rising rate.")
+    average: float = Field(default=0.97, ge=0, lt=1, description="Memory of the running average of weights.")
+    pull: float = Field(default=1.0, ge=0, description="Weight of the squared relative distance from the start.")
+    dice_weight: float = Field(default=1.0, ge=0, description="Beside cross entropy, for labels that are there.")
+    absent_weight: float = Field(default=0.5, ge=0, description="Of labels that are not there.")
+    max_gradient: float = Field(default=1.0, gt=0)
+    encoded_views: int = Field(default=240, ge=1, description="Views in all, shared among the images.")
+    max_views: int = Field(default=8, ge=1, description="Of one image.")
+    choose_from: int = Field(default=12, ge=4, description="Training images from which anything is chosen.")
+    looks: int = Field(default=3, ge=1, description="How often the inner split is looked at while training.")
+    interpolations: tuple[Share, ...] = Field(default=(0.5, 0.75, 1.0), min_length=1)
+    absent_cost: float = Field(default=0.3, ge=0, description="Of wrongly marked labels, against IoU, in choosing.")
+    threads: int | None = Field(default=None, ge=1, description="Of the CPU; None: as torch decides.")
+
+    def views(self, images: int) -> int:
+        """Views of each of `images` images, at least one."""
+        return min(self.max_views, max(1, self.encoded_views // max(1, images)))
+
+
+@dataclass(frozen=True)
+class Example:
+    """One training image.
+
+    Attributes:
+        image: content hash.
+        views: features of one image each, float16, CPU; the first is of the image itself.
+        labels: K indices into the prompt table: those that its annotation speaks about.
+        targets: per view uint8 (K, h, w): share of each cell that is covered, 0 to 255.
+    """
+
+    image: str
+    views: tuple[ImageFeatures, ...]
+    labels: tuple[int, ...]
+    targets: tuple[NDArray[np.uint8], ...]
+
+    @property
+    def present(self) -> frozenset[str]:
+        """The labels that are there, as strings for the stratified split."""
+        return frozenset(str(label) for label, mask in zip(self.labels, self.targets[0], strict=True) if mask.any())
+
+
+@dataclass(frozen=True)
+class PromptTable:
+    """Labels and the conditions of their phrases.
+
+    Attributes:
+        conditions: (P, E), projected and not normalised.
+        groups: for each label the rows of its phrases.
+    """
+
+    conditions: Tensor
+    groups: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the inner split decided.
+
+    Attributes:
+        steps: to train.
+        interpolation: how far to go from the start, 0..1.
+        score: of the inner split with it; None where nothing was chosen.
+        start_score: of the inner split with the start's weights; None where nothing was chosen.
+    """
+
+    steps: int
+    interpolation: float
+    score: float | None = None
+    start_score: float | None = None
+
+
+def train(
+    start: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig, tick: Tick
+) -> tuple[State, Choice]:
+    """Run the recipe.
+
+    Args:
+        start: the decoder to start from; not changed. Its device is where training runs.
+        examples: at least one, each image once. **Only** training images.
+        prompts: of the project's labels.
+        config: the settings. With equal input and threads, two runs on a CPU give equal bits.
+        tick: see `Tick`.
+
+    Returns:
+        The decoder's new weights, float32 on the CPU, and what was chosen.
+
+    Raises:
+        ValueError: no example.
+    """
+    if not examples:
+        raise ValueError("nothing to train on: give at least one corrected image")
+    ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
+    before = torch.get_num_threads()
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    try:
+        choice = choose(start, ordered, prompts, config, tick)
+        fitted = fit(start, ordered, prompts, config, (choice.steps,), lambda *now: tick("training", *now))
+        return interpolate(_state(start), fitted[choice.steps], choice.interpolation), choice
+    finally:
+        torch.set_num_threads(before)
+
+
+def choose(
+    start: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig, tick: Tick
+) -> Choice:
+    """Choose steps and interpolation on a split inside the training images; see `train`."""
+    if len(examples) < config.choose_from:
+        return Choice(config.steps, config.interpolations[-1])
+    labelled = [(example.image, example.present) for example in examples]
+    looked_at = choose_held_out(labelled, [], max(2, len(examples) // 4))
+    fitted_on = [example for example in examples if example.image not in looked_at]
+    looks = sorted({max(1, config.steps * (i + 1) // config.looks) for i in range(config.looks)})
+    states = fit(start, fitted_on, prompts, config, looks, lambda *now: tick("choosing", *now))
+    inner = [example for example in examples if example.image in looked_at]
+    origin = _state(start)
+    decoder = copy.deepcopy(start)
+    start_score = score(decoder, inner, prompts, config)
+    best = Choice(looks[0], config.interpolations[0], float("-inf"), start_score)
+    for steps in looks:
+        for share in config.interpolations:
+            decoder.load_state_dict(interpolate(origin, states[steps], share))
+            now = score(decoder, inner, prompts, config)
+            if best.score is None or now > best.score:
+                best = Choice(steps, share, now, start_score)
+    return best
+
+
+def fit(
+    start: CLIPSegDecoder,
+    examples: Sequence[Example],
+    prompts: PromptTable,
+    config: FinetuneConfig,
+    looks: Sequence[int],
+    tick: Callable[[float, float], None],
+) -> dict[int, State]:
+    """Train for max(looks) steps.
+
+    Returns:
+        The averaged weights after each number of steps in `looks`, float32 on the CPU.
+    """
+    decoder = copy.deepcopy(start).float().requires_grad_(True)
+    device = next(decoder.parameters()).device
+    origin = [parameter.detach().clone() for parameter in decoder.parameters()]
+    size = sum(float(value.square().sum()) for value in origin)
+    average = copy.deepcopy(decoder).requires_grad_(False)
+    optimiser = torch.optim.AdamW(decoder.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    warmup = max(1, round(config.warmup_share * max(looks)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
+    generator = np.random.default_rng([config.seed, 17])
+    batches = _Batches(examples, prompts, config, generator)
+    states: dict[int, State] = {}
+    for step in range(1, max(looks) + 1):
+        features, conditions, target = batches.draw(device)
+        logits = decoder(features.taps, conditions, features.grid_hw)
+        loss = corrections_loss(logits, target, config)
+        if config.pull:
+            pairs = zip(decoder.parameters(), origin, strict=True)
+            loss = loss + config.pull / size * torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
+        optimiser.step()
+        schedule.step()
+        memory = min(config.average, (1 + step) / (10 + step))
+        with torch.no_grad():
+            for mean, new in zip(average.parameters(), decoder.parameters(), strict=True):
+                mean.lerp_(new, 1 - memory)
+        if step in looks:
+            states[step] = _state(average)
+        tick(step / max(looks), float(loss.detach()))
+    return states
+
+
+def corrections_loss(logits: Tensor, target: Tensor, config: FinetuneConfig) -> Tensor:
+    """Cross entropy and Dice where a label is there, weighted cross entropy where it is not.
+
+    Args:
+        logits: (B, K, h, w).
+        target: the same shape, 0..1; a label is absent where its target is 0 everywhere.
+        config: the weights.
+    """
+    entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
+    there = target.flatten(-2).amax(-1) > 0
+    weight = torch.where(there, 1.0, config.absent_weight)
+    loss = (entropy * weight).sum() / weight.sum().clamp_min(1e-6)
+    if config.dice_weight and bool(there.any()):
+        loss = loss + config.dice_weight * dice_loss(logits[there], target[there])
+    return loss
+
+
+@torch.inference_mode()
+def score(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig) -> float:
+    """Mean over labels of their mean IoU, minus a cost for absent labels that are marked; on the model's grid."""
+    device = next(decoder.parameters()).device
+    found: dict[int, list[float]] = {}
+    marked: list[bool] = []
+    for example in examples:
+        features = _on(example.views[0], device)
+        rows = [row for label in example.labels for row in prompts.groups[label]]
+        logits = decoder(features.taps, prompts.conditions[rows].to(device)[None], features.grid_hw)[0]
+        start = 0
+        for label, target in zip(example.labels, example.targets[0], strict=True):
+            alternatives = len(prompts.groups[label])
+            predicted = (logits[start : start + alternatives].amax(0) >= 0).cpu().numpy()
+            start += alternatives
+            true = target >= 128
+            if true.any():
+                found.setdefault(label, []).append(float((predicted & true).sum() / (predicted | true).sum()))
+            elif not target.any():
+                marked.append(bool(predicted.mean() > ABSENT_AREA))
+    mean = float(np.mean([np.mean(values) for values in found.values()])) if found else 0.0
+    return mean - config.absent_cost * (float(np.mean(marked)) if marked else 0.0)
+
+
+def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> State:
+    """Weights `share` of the way from `start` to `end`."""
+    return {name: torch.lerp(value, end[name], share) for name, value in start.items()}
+
+
+class _Batches:
+    """Draws batches: each image once, in a random view, before any comes again."""
+
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        prompts: PromptTable,
+        config: FinetuneConfig,
+        generator: np.random.Generator,
+    ) -> None:
+        self._examples = examples
+        self._prompts = prompts
+        self._size = min(config.batch_images, len(examples))
+        self._width = min(config.labels_per_image, min(len(example.labels) for example in examples))
+        self._generator = generator
+        self._queue: list[int] = []
+
+    def draw(self, device: torch.device) -> tuple[ImageFeatures, Tensor, Tensor]:
+        """Features (B), conditions (B, K, E) and targets (B, K, h, w)."""
+        taps: list[tuple[Tensor, ...]] = []
+        rows: list[list[int]] = []
+        targets: list[NDArray[np.uint8]] = []
+        for _ in range(self._size):
+            if not self._queue:
+                self._queue = [int(index) for index in self._generator.permutation(len(self._examples))]
+            example = self._examples[self._queue.pop()]
+            view = int(self._generator.integers(len(example.views)))
+            picked = self._labels(example, view)
+            taps.append(example.views[view].taps)
+            rows.append([self._phrase(example.labels[index]) for index in picked])
+            targets.append(example.targets[view][picked])
+        features = ImageFeatures(
+            tuple(torch.cat(column).to(device, torch.float32) for column in zip(*taps, strict=True)),
+            self._examples[0].views[0].grid_hw,
+        )
+        conditions = self._prompts.conditions[torch.tensor(rows)].to(device, torch.float32)
+        target = torch.from_numpy(np.stack(targets)).to(device, torch.float32) / 255
+        return features, conditions, target
+
+    def _labels(self, example: Example, view: int) -> list[int]:
+        """Positions of the labels to ask for, those that are there first."""
+        order = self._generator.permutation(len(example.labels))
+        there = [bool(mask.any()) for mask in example.targets[view]]
+        return sorted((int(index) for index in order), key=lambda index: not there[index])[: self._width]
+
+    def _phrase(self, label: int) -> int:
+        """One of the label's phrases: each must find what the label means."""
+        group = self._prompts.groups[label]
+        return group[int(self._generator.integers(len(group)))]
+
+
+def _state(decoder: CLIPSegDecoder) -> State:
+    return {name: value.detach().to("cpu", torch.float32).clone() for name, value in decoder.state_dict().items()}
+
+
+def _on(features: ImageFeatures, device: torch.device) -> ImageFeatures:
+    return ImageFeatures(tuple(tap.to(device, torch.float32) for tap in features.taps), features.grid_hw)

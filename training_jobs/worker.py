@@ -1,0 +1,142 @@
+"""`vlm worker`: an RQ worker that forks for each job.
+
+It forks, so that a job's memory (and its CUDA context) is gone when the job has ended, and a job that crashes
+the interpreter takes nothing with it. So the parent must never import torch, and this module must not either. A
+forking worker also notes a sign of life every 30 seconds while a job runs, so a dead worker's job is found after
+90 seconds at most, and at once when a worker starts again on the same machine.
+
+SIGTERM and Ctrl-C end it within seconds: training can be repeated, so a running job is stopped and put back in
+the queue, without counting as an attempt.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+from typing import Any
+
+from rq import Queue, Worker
+from rq.intermediate_queue import IntermediateQueue
+from rq.job import Job
+from rq.registry import StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from backend.queue import TrainingQueue
+from backend.redis_server import connect_redis
+from backend.settings import Settings
+from training_jobs.jobs import on_failure
+
+log = logging.getLogger(__name__)
+
+_MAINTENANCE_S = 60
+_SIGN_OF_LIFE_S = 30
+
+
+class TrainingWorker(Worker):
+    """RQ's forking worker that gives a running job back when it is asked to end."""
+
+    _interrupted = False
+
+    def handle_warm_shutdown_request(self) -> None:
+        """Asked to end: stop the job's process."""
+        if self.horse_pid:
+            self._interrupted = True
+            self.log.info("worker %s: ending, the running job goes back to the queue", self.name)
+            self.kill_horse(signal.SIGKILL)
+
+    def handle_work_horse_killed(self, job: Job, retpid: Any, ret_val: Any, rusage: Any) -> None:
+        """The job's process is dead without having said how the job went."""
+        if self._interrupted:
+            # One attempt more, at once: what RQ does next uses it up.
+            job.retries_left = (job.retries_left or 0) + 1
+            job.retry_intervals = [0]
+        else:
+            on_failure(job, self.connection)
+
+
+def run_worker(settings: Settings, *, burst: bool = False) -> None:
+    """Work until asked to end.
+
+    Args:
+        settings: of the worker; jobs read the same environment.
+        burst: end when the queue is empty.
+
+    Raises:
+        RedisUnavailableError: no Redis.
+    """
+    connection = connect_redis(settings)
+    queue = TrainingQueue(connection, timeout_s=settings.train_timeout_s)
+    recover(queue)
+    worker = TrainingWorker(
+        [queue.rq],
+        connection=connection,
+        serializer=JSONSerializer,
+        maintenance_interval=_MAINTENANCE_S,
+        job_monitoring_interval=_SIGN_OF_LIFE_S,
+        log_job_description=False,
+    )
+    # The scheduler is what brings back jobs that wait for another attempt.
+    worker.work(burst=burst, with_scheduler=True, logging_level=settings.log_level)
+
+
+def recover(queue: TrainingQueue) -> None:
+    """Put right what workers that were killed have left; called when a worker starts.
+
+    Jobs that a dead worker of this machine was running, or had just taken, go back to the queue; projects with
+    requests that no job covers get one.
+    """
+    rq = queue.rq
+    living = _forget_dead_workers(rq)
+    registry = StartedJobRegistry(queue=rq)
+    for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
+        job = rq.fetch_job(job_id)
+        if job is None or job.worker_name in living:
+            continue
+        log.warning("job %s: its worker is gone, it goes back to the queue", job_id)
+        if job.retries_left:
+            job.retry_intervals = [0]
+            job.save(include_meta=False)
+        # Expired entries are what RQ itself brings back, or fails where no attempt is left.
+        rq.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
+    registry.cleanup()
+    if not living:
+        _bring_back_taken(rq)
+    for project_id in queue.enqueue_forgotten():
+        log.warning("project=%d: a request for training was left over and is taken up", project_id)
+
+
+def _forget_dead_workers(rq: Queue) -> set[str]:
+    """Names of the workers that live; those of this machine whose process is gone are struck off."""
+    living = set()
+    for worker in Worker.all(connection=rq.connection, serializer=JSONSerializer):
+        if worker.hostname == socket.gethostname() and worker.pid and not _lives(int(worker.pid)):
+            worker.register_death()
+            # RQ keeps the entry for a minute, for its own statistics.
+            rq.connection.delete(worker.key)
+        else:
+            living.add(str(worker.name))
+    return living
+
+
+def _lives(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _bring_back_taken(rq: Queue) -> None:
+    """Jobs that were taken from the queue and never begun; safe only while no worker lives."""
+    taken = IntermediateQueue(rq.key, connection=rq.connection)
+    for job_id in taken.get_job_ids():
+        with rq.connection.pipeline() as pipe:
+            pipe.lrem(taken.key, 0, job_id)
+            if rq.fetch_job(job_id) is not None:
+                pipe.lrem(rq.key, 0, job_id)
+                pipe.lpush(rq.key, job_id)
+            pipe.execute()
