@@ -9,11 +9,14 @@ code 1; wrong usage is exit code 2.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from backend.train_commands import evaluate_command, train_app
 
 if TYPE_CHECKING:
     from backend.settings import Settings
@@ -25,6 +28,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+
+
+app.add_typer(train_app, name="train")
+app.command("evaluate")(evaluate_command)
 
 
 def main() -> None:
@@ -145,6 +152,146 @@ def demo(
     from backend.demo.run import DemoOptions, run_demo
 
     raise typer.Exit(run_demo(DemoOptions(check, label_studio, port, backend_port, data_dir, checkpoint)))
+
+
+@app.command()
+def worker(
+    burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
+) -> None:
+    """Train on corrections, one job after the other, until asked to end.
+
+    Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=... vlm worker
+    """
+    settings = settings_or_exit()
+    from backend.logs import configure_logging
+    from training_jobs.worker import run_worker
+
+    configure_logging(settings.log_level)
+    run_worker(settings, burst=burst)
+
+
+@app.command()
+def jobs(
+    project: Annotated[int | None, typer.Option(help="Only this project's, by Label Studio's id.")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Most ended jobs.")] = 20,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show the training jobs that wait, run and have ended, and what became of them.
+
+    Example: vlm jobs --project 7
+    """
+    settings = settings_or_exit()
+    from backend.job_commands import jobs_report, print_jobs
+
+    report = jobs_report(settings, project_id=project, limit=limit)
+    if json_:
+        typer.echo(json.dumps(report, indent=2))
+    else:
+        print_jobs(report)
+
+
+@app.command()
+def versions(
+    project: Annotated[int | None, typer.Argument(help="Label Studio's id; all projects without it.")] = None,
+    use: Annotated[
+        int | None, typer.Option(min=0, help="Let this version serve PROJECT from now on; 0: the base model.")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Show a project's model versions, and choose which one serves.
+
+    Example: vlm versions 7 --use 2
+    """
+    settings = settings_or_exit()
+    from backend.job_commands import print_versions, use_version, versions_report
+
+    if use is not None:
+        if project is None:
+            raise typer.BadParameter("name the PROJECT too", param_hint="--use")
+        use_version(settings, project, use)
+    rows = versions_report(settings, project)
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        print_versions(rows)
+
+
+@app.command()
+def connect(
+    project: Annotated[int, typer.Option(min=1, help="Label Studio's id of the project (see its address).")],
+    backend_url: Annotated[
+        str | None,
+        typer.Option(help="This backend's address as Label Studio reaches it (http://127.0.0.1 and PORT)."),
+    ] = None,
+    title: Annotated[
+        str | None, typer.Option(help="The connection's name (default: the model version, so that scores show).")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Connect a Label Studio project to this backend, or repair its connection; can be repeated.
+
+    Reads LABEL_STUDIO_URL, LABEL_STUDIO_API_KEY, BASIC_AUTH_USER, BASIC_AUTH_PASS and VLM_WEBHOOK_SECRET.
+
+    Example: vlm connect --project 1 --backend-url http://127.0.0.1:9090
+    """
+    settings = settings_or_exit()
+    import dataclasses
+    import json
+
+    from backend.label_studio.client import LabelStudioClient
+    from backend.label_studio.connect import connect_project, report_lines
+    from backend.label_studio.errors import LabelStudioError
+
+    if settings.label_studio_url is None or settings.label_studio_token is None:
+        print("vlm: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings)", file=sys.stderr)
+        raise typer.Exit(2)
+    secret, password = settings.webhook_secret, settings.basic_auth_pass
+    try:
+        with LabelStudioClient(
+            settings.label_studio_url, settings.label_studio_token, timeout_s=settings.label_studio_timeout_s
+        ) as client:
+            report = connect_project(
+                client,
+                project,
+                backend_url or f"http://127.0.0.1:{settings.port}",
+                title=title,
+                basic_auth=(
+                    (settings.basic_auth_user, password.get_secret_value())
+                    if settings.basic_auth_user and password
+                    else None
+                ),
+                webhook_secret=secret.get_secret_value() if secret else None,
+            )
+    except (LabelStudioError, ValueError) as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    typer.echo(json.dumps(dataclasses.asdict(report)) if json_ else "\n".join(report_lines(report)))
+
+
+@app.command("check-config")
+def check_config(
+    file: Annotated[Path, typer.Argument(help="The labelling config, XML; - reads it from stdin.")],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show what will be predicted for a labelling config, with which phrases, and what is left alone and why.
+
+    Example: vlm check-config config.xml
+    """
+    import json
+
+    from backend.label_studio.config import LabelConfigError, parse_label_config
+    from backend.label_studio.config_report import report_data, report_lines
+
+    try:
+        plan = parse_label_config(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
+    except (LabelConfigError, UnicodeDecodeError) as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        print(f"vlm: {file} cannot be read: {error.strerror}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    typer.echo(json.dumps(report_data(plan)) if json_ else "\n".join(report_lines(plan)))
+    raise typer.Exit(0 if plan.controls else 1)
 
 
 if __name__ == "__main__":
