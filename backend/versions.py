@@ -159,6 +159,10 @@ class VersionStore:
         """
         return [read_version(project_id, path) for path in self._directories(project_id)]
 
+    def numbers(self, project_id: int) -> tuple[int, ...]:
+        """The numbers of all versions, oldest first, whether they can be used or not."""
+        return tuple(int(path.name) for path in self._directories(project_id))
+
     def next_token(self, project_id: int) -> int:
         """Give out the next fencing token, 1, 2, 3 ...; every older one is refused from now on."""
         with self._locked(project_id) as directory:

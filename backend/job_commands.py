@@ -1,0 +1,167 @@
+"""What `vlm jobs` and `vlm versions` show: plain JSON values, and tables of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from backend.job_history import JobHistory, JobRecord
+from backend.queue import LiveJob, TrainingQueue
+from backend.redis_server import RedisUnavailableError, connect_redis
+from backend.settings import Settings
+from backend.versions import VersionError, VersionStore
+
+
+def jobs_report(settings: Settings, *, project_id: int | None = None, limit: int = 20) -> dict[str, Any]:
+    """Jobs that wait or run, and jobs that have ended, newest first.
+
+    Args:
+        settings: where Redis and the data directory are. Redis is not started for this.
+        project_id: only this project's; None: all.
+        limit: most ended jobs.
+
+    Returns:
+        `{"queue": "running" | <why not>, "live": [...], "ended": [...]}`, JSON values.
+    """
+    queue_state, live = "running", []
+    try:
+        with connect_redis(settings, start=False) as connection:
+            jobs = TrainingQueue(connection).jobs()
+        live = [_live(job) for job in jobs if project_id in (None, job.project_id)]
+    except RedisUnavailableError as error:
+        queue_state = str(error)
+    ended = JobHistory(settings.data_dir).list(project_id)[:limit]
+    return {"ended": [_ended(record) for record in ended], "live": live, "queue": queue_state}
+
+
+def print_jobs(report: Mapping[str, Any]) -> None:
+    """Draw `jobs_report` as a table."""
+    table = Table()
+    for column in ("project", "job", "state", "when", "what"):
+        table.add_column(column, overflow="fold")
+    for job in report["live"]:
+        progress = job["progress"]
+        what = f"{progress['phase']}, {progress['percent']} %" if progress else job["reason"]
+        if job["follow_up"]:
+            what += "; one more will follow"
+        when = _time(job["started_at"] or job["enqueued_at"])
+        table.add_row(str(job["project_id"]), job["job_id"], job["state"], when, what)
+    for job in report["ended"]:
+        what = job["reason"] + "".join(f"\n{line}" for line in _label_lines(job["labels"]))
+        if job["version"] is not None:
+            what = f"version {job['version']}: {what}"
+        table.add_row(str(job["project_id"]), job["job_id"], job["outcome"], _time(job["ended_at"]), what)
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("No training yet. Corrections, or Start Training in Label Studio, ask for one.")
+    if report["queue"] != "running":
+        console.print(f"Waiting and running jobs are not known: {report['queue']}")
+
+
+def versions_report(settings: Settings, project_id: int | None = None) -> list[dict[str, Any]]:
+    """All versions of a project, or of all, oldest first; JSON values. A damaged one carries its `error`."""
+    store = VersionStore(settings.data_dir)
+    rows = []
+    for project in store.project_ids() if project_id is None else [project_id]:
+        try:
+            current = store.current(project)
+            serving = 0 if current is None else current.number
+        except VersionError:
+            serving = -1  # the damaged version below says why
+        for number in store.numbers(project):
+            rows.append(_version(store, project, number, serving))
+    return rows
+
+
+def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Draw `versions_report` as a table."""
+    table = Table()
+    for column in ("project", "version", "serves", "made", "base", "images", "decision"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        serves = "yes" if row["serves"] else ""
+        if row["error"] is not None:
+            table.add_row(str(row["project_id"]), str(row["number"]), serves, "", "", "", f"damaged: {row['error']}")
+            continue
+        images = f"{row['training_images']} + {row['held_out_images']} held out"
+        decision = f"{row['decision']}: {row['reason']}"
+        table.add_row(
+            str(row["project_id"]), str(row["number"]), serves, _time(row["created_at"]), row["base"], images, decision
+        )
+    console = Console()
+    if table.row_count:
+        console.print(table)
+    else:
+        console.print("No versions yet: the base model serves.")
+
+
+def use_version(settings: Settings, project_id: int, number: int) -> None:
+    """Let an earlier version, a candidate, or the base model (0) serve a project.
+
+    A training that runs meanwhile cannot publish over this decision.
+
+    Raises:
+        VersionError: there is no such version, or it cannot be used.
+    """
+    store = VersionStore(settings.data_dir)
+    if number != 0:
+        store.get(project_id, number)
+    store.publish(project_id, number, store.next_token(project_id))
+    try:
+        with connect_redis(settings, start=False) as connection:
+            TrainingQueue(connection).announce_version(project_id, number)
+    except RedisUnavailableError:
+        pass  # a server notices by itself
+
+
+def _version(store: VersionStore, project_id: int, number: int, serving: int) -> dict[str, Any]:
+    row: dict[str, Any] = {"error": None, "number": number, "project_id": project_id, "serves": number == serving}
+    try:
+        manifest = store.get(project_id, number).manifest
+    except VersionError as error:
+        return {**row, "error": str(error)}
+    return {
+        **row,
+        "base": manifest.base.name,
+        "created_at": manifest.created_at.isoformat(),
+        "decision": manifest.decision,
+        "held_out_images": len(manifest.data.held_out_images),
+        "metrics": manifest.metrics,
+        "reason": manifest.reason,
+        "recipe": manifest.recipe.name,
+        "training_images": len(manifest.data.training_images),
+        "weights_sha256": manifest.weights.sha256,
+    }
+
+
+def _live(job: LiveJob) -> dict[str, Any]:
+    times = {key: value.isoformat() if value else None for key, value in _times(job).items()}
+    return {**asdict(job), **times}
+
+
+def _times(job: LiveJob) -> dict[str, datetime | None]:
+    return {"enqueued_at": job.enqueued_at, "started_at": job.started_at}
+
+
+def _ended(record: JobRecord) -> dict[str, Any]:
+    seconds = (record.ended_at - record.started_at).total_seconds()
+    return {**record.to_json(), "seconds": round(seconds, 1)}
+
+
+def _label_lines(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    return [
+        f"{name}: IoU {item['before']:.2f} to {item['after']:.2f} ({item['images']} images)"
+        for name, item in labels.items()
+        if item["before"] is not None and item["after"] is not None
+    ]
+
+
+def _time(value: str | None) -> str:
+    return "" if value is None else datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")
