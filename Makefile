@@ -63,6 +63,9 @@ bench: env ## where the time goes: encoding, decoding, masks, whole requests
 gallery: env ## the README's result pictures, from the demo checkpoint
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
 
+demo-checkpoint: env ## train the demo checkpoint again, about an hour on two cores; goes on where it stopped
+	$(BIN)/python -m vlm_core.demo.build --work build/demo-checkpoint --resume --install
+
 clean: ## what the tools left; environments and the demo's data stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info
 	find backend vlm_core training_jobs tests benchmarks tools -name __pycache__ -type d -prune -exec rm -rf {} +

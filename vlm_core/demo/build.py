@@ -7,12 +7,16 @@ the encoders learning on. Interrupted, it goes on where it was when started agai
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
 
+from vlm_core import checkpoint
 from vlm_core.checkpoint import DEMO_DIRECTORY
+from vlm_core.demo.measure import measure_scenes
 from vlm_core.demo.source import SceneSource, validation_samples
+from vlm_core.files import read_json
 from vlm_core.recipes import common
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
@@ -20,6 +24,7 @@ from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 SIDE = 96
 SCENES = 20_000
 VALIDATION_SEEDS = range(1_000_000, 1_000_080)
+FINAL_SEEDS = range(2_000_000, 2_000_300)
 
 CLIP_SETTINGS = TrainClipSettings(
     image_encoder="scratch:vit_tiny_patch16_224",
@@ -92,6 +97,34 @@ def build(work: Path, *, steps: int, resume: bool, quiet: bool) -> Path:
     )
 
 
+def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:
+    """Measure a finished checkpoint on the final seeds and put it into the package.
+
+    Args:
+        built: what `build` returned.
+        target: where to; files of other names there are kept.
+
+    Returns:
+        The figures, which the installed manifest holds too.
+    """
+    figures = measure_scenes(checkpoint.load(built), FINAL_SEEDS)
+    target.mkdir(parents=True, exist_ok=True)
+    for file in built.iterdir():
+        shutil.copyfile(file, target / file.name)
+    manifest = read_json(target / checkpoint.MANIFEST)
+    settings = manifest["about"]["settings"]
+    manifest["about"] = {
+        "recipe": "vlm_core.demo.build",
+        "clip_settings": common.jsonable(CLIP_SETTINGS),
+        "clipseg_settings": {key: value for key, value in settings.items() if key != "clip"},
+        "training_scenes": SCENES,
+        "final_seeds": [FINAL_SEEDS.start, FINAL_SEEDS.stop],
+        "measured": {key: round(value, 4) for key, value in figures.items()},
+    }
+    common.write_text(target / checkpoint.MANIFEST, json.dumps(manifest, indent=1) + "\n")
+    return figures
+
+
 def main() -> None:
     """Command line of `python -m vlm_core.demo.build`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -99,13 +132,14 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3200, help="updates of the second recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
-    parser.add_argument("--install", action="store_true", help="copy the result into the package")
+    parser.add_argument("--install", action="store_true", help="measure the result and put it into the package")
     arguments = parser.parse_args()
     started = time.monotonic()
     built = build(arguments.work, steps=arguments.steps, resume=arguments.resume, quiet=arguments.quiet)
     print(f"{built} after {(time.monotonic() - started) / 60:.0f} minutes")
     if arguments.install:
-        shutil.copytree(built, DEMO_DIRECTORY, dirs_exist_ok=True)
+        for key, value in install(built).items():
+            print(f"{key:15} {value:.4g}")
 
 
 if __name__ == "__main__":

@@ -50,8 +50,8 @@ class TrainClipsegSettings:
         dice_weight: weight of the Dice term; 0 is the paper's loss.
         phrases_per_image: decoded from one encoding of the image.
         steps, batch_size, learning_rate, weight_decay: of AdamW with a one-cycle schedule; a batch counts images.
-        evaluate_every: updates between measurements.
-        save_every: updates between states that a run can be resumed from.
+        evaluate_every: updates between measurements on the validation part; a multiple of `save_every`.
+        save_every: updates between lines in `metrics.jsonl` and states that a run can be resumed from.
         seed: decides weights, order and dropout; with it a CPU run gives the same weights again.
         device: "auto", "cpu", "cuda", ...
         precision: "fp32", "bf16" or "auto": bf16 on a GPU.
@@ -88,6 +88,8 @@ class TrainClipsegSettings:
         found = []
         counts = ("phrases_per_image", "steps", "batch_size", "evaluate_every", "save_every", "mlp_width", "reduce_dim")
         found += [f"{name} is {getattr(self, name)}: at least 1" for name in counts if getattr(self, name) < 1]
+        if self.save_every >= 1 and self.evaluate_every % self.save_every:
+            found.append(f"evaluate_every {self.evaluate_every} must be a multiple of save_every {self.save_every}")
         if not 0 < self.learning_rate <= 1 or self.weight_decay < 0:
             found.append(f"learning_rate {self.learning_rate} must be in (0, 1], weight_decay not negative")
         if min(self.contrastive_weight, self.dice_weight) < 0 or not 0 <= self.dropout < 1:
@@ -172,7 +174,7 @@ def train_clipseg(
 
     def measure(step: int, losses: list[dict[str, float]]) -> None:
         values = {key: float(np.mean([row[key] for row in losses])) for key in losses[0]}
-        if validation is not None:
+        if validation is not None and (step % settings.evaluate_every == 0 or step == settings.steps):
             with common.evaluating(clip) as frozen_clip, common.evaluating(decoder) as frozen_decoder:
                 values |= _measure(model_of(frozen_clip, frozen_decoder), validation, settings.seed)
         log.add(step, **values)
@@ -218,10 +220,9 @@ def train_clipseg(
             losses.append({key: value.item() for key, value in parts.items()})
             done = step + 1
             progress.advance(loss=float(loss.item()))
-            if done % settings.evaluate_every == 0 or done == settings.steps:
+            if done % settings.save_every == 0 or done == settings.steps:
                 measure(done, losses)
                 losses.clear()
-            if done % settings.save_every == 0 or done == settings.steps:
                 common.save_state(output, done, learners, optimizer, settings)
                 write(output / common.CHECKPOINT)
 
