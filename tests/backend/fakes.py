@@ -1,0 +1,137 @@
+"""Fakes with behaviour: a model that knows colours, images from memory, a queue that remembers."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backend.api.handlers import QueueUnavailableError
+from backend.label_studio.images import ImageUnavailableError
+from backend.queue import LiveJob, RequestOutcome
+from vlm_core.errors import CapabilityError, CheckpointMismatchError
+from vlm_core.types import ImageFeatures, MaskLogits, TagScore
+
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
+GRID = 32
+
+
+def _rgb(phrase: str) -> tuple[int, int, int]:
+    """The last word decides; a phrase without a colour is white."""
+    return COLOURS.get(phrase.split()[-1], (255, 255, 255))
+
+
+@dataclass
+class ColourModel:
+    """Marks what has the colour that a phrase names. Logit +6 on it, down to -6 elsewhere.
+
+    `gain` multiplies the logits: it stands for a decoder's weights.
+    """
+
+    name: str = "colours"
+    fingerprint: str = hashlib.sha256(b"colours").hexdigest()
+    can_segment: bool = True
+    gain: float = 1.0
+    encoded: list[str] = field(default_factory=list)
+    on_encode: Callable[[], None] = lambda: None
+
+    def encode_image(
+        self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
+    ) -> ImageFeatures:
+        assert isinstance(images, Image.Image)
+        self.on_encode()
+        self.encoded.append("masks" if masks else "tags")
+        small = np.asarray(images.resize((GRID, GRID), Image.Resampling.NEAREST), dtype=np.float32)
+        taps = (torch.from_numpy(small.reshape(1, GRID * GRID, 3)),) if masks else ()
+        embeds = torch.from_numpy(small.reshape(-1, 3).mean(0, keepdims=True)) if tags else None
+        return ImageFeatures(taps, (GRID, GRID) if masks else (0, 0), embeds)
+
+    def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
+        return torch.tensor([_rgb(prompt) for prompt in prompts], dtype=torch.float32)
+
+    def decode(self, features: ImageFeatures, conditions: torch.Tensor) -> MaskLogits:
+        if not self.can_segment:
+            raise CapabilityError("no decoder")
+        distance = torch.cdist(conditions, features.taps[0][0]).reshape(-1, GRID, GRID)
+        return MaskLogits((6 - distance / 10).clamp(min=-6) * self.gain, ("",) * len(conditions))
+
+    def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
+        assert features.image_embeds is not None
+        similarity = -torch.cdist(features.image_embeds, self.encode_text(tags))[0] / 100
+        probability = similarity.softmax(0)
+        scores = [TagScore(t, float(p), float(s)) for t, p, s in zip(tags, probability, similarity, strict=True)]
+        return sorted(scores, key=lambda score: -score.probability)
+
+    def with_decoder(self, state: Mapping[str, torch.Tensor]) -> ColourModel:
+        if set(state) != {"gain"}:
+            raise CheckpointMismatchError(f"these weights do not fit: {sorted(state)}")
+        return ColourModel(
+            self.name,
+            self.fingerprint,
+            self.can_segment,
+            float(state["gain"][0]),
+            self.encoded,
+            self.on_encode,
+        )
+
+
+@dataclass(frozen=True)
+class MemoryImage:
+    """What `MemoryImages` gives."""
+
+    image: Image.Image
+    sha256: str
+
+
+class MemoryImages:
+    """Images by address; an unknown address is an `ImageUnavailableError`, a gate holds an address back."""
+
+    def __init__(self, images: Mapping[str, Image.Image], gates: Mapping[str, threading.Event] | None = None) -> None:
+        self.images = dict(images)
+        self.gates = dict(gates or {})
+        self.fetched: list[str] = []
+
+    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> MemoryImage:
+        self.fetched.append(uri)
+        if uri in self.gates:
+            self.gates[uri].wait(30)
+        if uri not in self.images:
+            raise ImageUnavailableError(f"{uri}: there is no such image")
+        image = self.images[uri]
+        return MemoryImage(image, hashlib.sha256(image.tobytes() + str(image.size).encode()).hexdigest())
+
+
+class MemoryTraining:
+    """A queue with the outcomes of the real one; `down` makes it fail as when Redis is gone."""
+
+    def __init__(self) -> None:
+        self.requests: list[tuple[int, str]] = []
+        self.down = False
+        self.gate: threading.Event | None = None
+
+    def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
+        if self.gate is not None:
+            self.gate.wait(30)
+        if self.down:
+            raise QueueUnavailableError
+        first = all(project_id != known for known, _ in self.requests)
+        self.requests.append((project_id, reason))
+        return RequestOutcome(f"train-p{project_id}-1", "queued" if first else "already queued")
+
+    def jobs(self) -> list[LiveJob]:
+        if self.down:
+            raise QueueUnavailableError
+        return []
+
+
+def squares(size_hw: tuple[int, int] = (60, 120)) -> Image.Image:
+    """White, with a red block in the left third and a green one at the right edge, rows 20 to 40."""
+    image = Image.new("RGB", (size_hw[1], size_hw[0]), (255, 255, 255))
+    image.paste(COLOURS["red"], (15, 20, 45, 40))
+    image.paste(COLOURS["green"], (90, 20, 120, 40))
+    return image
