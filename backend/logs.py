@@ -6,7 +6,19 @@ import logging
 
 FORMAT = "%(asctime)s %(levelname)s %(name)s %(message)s"
 
-_LOUD = ("httpx", "httpcore", "urllib3", "requests", "huggingface_hub", "filelock", "PIL", "asyncio", "multipart")
+_LOUD = (
+    "httpx",
+    "httpcore",
+    "httpx2",
+    "httpcore2",
+    "urllib3",
+    "requests",
+    "huggingface_hub",
+    "filelock",
+    "PIL",
+    "asyncio",
+    "multipart",
+)
 """Libraries that log every request with its whole URL, signatures included, or every chunk of a file."""
 
 

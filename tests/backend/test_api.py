@@ -1,0 +1,450 @@
+from __future__ import annotations
+
+import base64
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import backend.app
+from backend.api import routes
+from backend.app import create_app
+from backend.settings import Settings
+from tests.backend.fakes import ColourModel, MemoryImages, MemoryTraining, squares
+
+CONFIG = """<View><Image name="i" value="$image"/>
+<BrushLabels name="b" toName="i"><Label value="Red" prompt="red"/></BrushLabels></View>"""
+PROJECT = "7.1700000000"
+
+
+class Server:
+    """The app over fakes, started."""
+
+    def __init__(self, client: TestClient, training: MemoryTraining, model: ColourModel) -> None:
+        self.client, self.training, self.model = client, training, model
+
+    def ready(self) -> Server:
+        deadline = time.monotonic() + 10
+        while self.client.get("/health").json()["model"] != "ready":
+            assert time.monotonic() < deadline
+        return self
+
+    def setup(self, **changes: Any) -> Any:
+        body = {"project": PROJECT, "schema": CONFIG, "hostname": "http://ls", "access_token": "t", "extra_params": {}}
+        return self.client.post("/setup", json=body | changes)
+
+    def predict(self, *uris: str, **changes: Any) -> Any:
+        tasks = [{"id": n, "project": 7, "data": {"image": uri}} for n, uri in enumerate(uris)]
+        params = {"login": None, "password": None, "context": None}
+        body = {"tasks": tasks, "project": PROJECT, "label_config": CONFIG, "params": params}
+        return self.client.post("/predict", json=body | changes)
+
+    def event(self, action: str, project: Any = None, **fields: Any) -> Any:
+        body = {"action": action, "project": {"id": 7, "token": "secret"} if project is None else project}
+        return self.client.post("/webhook", json=body | fields)
+
+
+@contextmanager
+def serving(
+    data_dir: Path, monkeypatch: pytest.MonkeyPatch, gate: threading.Event | None = None, **settings: Any
+) -> Iterator[Server]:
+    model = ColourModel()
+
+    def load(_: Settings) -> ColourModel:
+        if gate is not None:
+            gate.wait(10)
+        return model
+
+    monkeypatch.setattr(backend.app, "load_model", load)
+    images = MemoryImages({"squares": squares(), "white": Image.new("RGB", (40, 30), "white")})
+    training = MemoryTraining()
+    app = create_app(Settings(data_dir=data_dir, **settings), images=images, training=training)
+    with TestClient(app, raise_server_exceptions=False) as client:
+        yield Server(client, training, model)
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with serving(tmp_path, monkeypatch) as made:
+        yield made.ready()
+
+
+# Health and setup -------------------------------------------------------------------------------------------
+
+
+def test_health_answers_while_the_model_loads_and_setup_says_why_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = threading.Event()
+    with serving(tmp_path, monkeypatch, gate) as server:
+        assert server.client.get("/health").json() == {"status": "UP", "model": "loading"}
+        reply = server.setup()
+        assert reply.status_code == 503
+        assert "being loaded" in reply.json()["error"]
+        assert "model_version" not in reply.json()
+        gate.set()
+        assert server.ready().setup().status_code == 200
+
+
+def test_predict_waits_for_the_model_within_its_deadline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    with serving(tmp_path, monkeypatch, gate, predict_deadline_s=0.2) as server:
+        reply = server.predict("squares", "white")
+        assert reply.status_code == 200
+        assert ["being loaded" in item["error"] for item in reply.json()["results"]] == [True, True]
+        gate.set()
+
+
+def test_setup_and_every_prediction_agree_on_the_version(server: Server) -> None:
+    name = server.setup().json()["model_version"]
+    assert name.startswith("colours-p7-v000-")
+    results = server.predict("squares", "white").json()["results"]
+    assert {item["model_version"] for item in results} == {name}
+    assert server.client.get("/versions").json() == {"versions": [name]}
+    assert server.client.get("/versions?project=7").json() == {"versions": [name], "current": 0, "history": []}
+
+
+@pytest.mark.parametrize("extra", [None, "", "{}", {}, '{"model_score_threshold": 0.4}', {"other": "x"}])
+def test_extra_parameters_come_in_several_forms(server: Server, extra: Any) -> None:
+    reply = server.setup(extra_params=extra)
+    assert reply.status_code == 200
+    assert "config_error" not in reply.json()
+    predicted = server.predict("squares").json()["results"][0]["model_version"]
+    assert predicted == reply.json()["model_version"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"schema": "<View"}, "not well-formed"),
+        ({"schema": CONFIG.replace('toName="i"', 'toName="j"')}, '"j"'),
+        ({"extra_params": "not json"}, "extra parameters"),
+        ({"extra_params": [1]}, "extra parameters"),
+        ({"extra_params": {"model_score_threshold": 7}}, "model_score_threshold"),
+    ],
+)
+def test_a_config_that_cannot_be_used_does_not_break_setup(
+    server: Server, caplog: pytest.LogCaptureFixture, changes: dict[str, Any], says: str
+) -> None:
+    reply = server.setup(**changes)
+    assert reply.status_code == 200
+    assert says in reply.json()["config_error"]
+    assert says in caplog.text
+    name = reply.json()["model_version"]
+    assert name.startswith("colours-p7-v000-")
+    assert name != server.setup().json()["model_version"]
+
+
+def test_setup_tells_what_is_left_alone(server: Server) -> None:
+    schema = CONFIG.replace("</View>", '<TextArea name="t" toName="i"/></View>')
+    (left,) = server.setup(schema=schema).json()["left_alone"]
+    assert left["name"] == "t"
+
+
+# Predict ----------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_has_one_item_a_task(server: Server) -> None:
+    reply = server.predict("squares", "gone", "white")
+    assert reply.status_code == 200
+    assert list(reply.json()) == ["results"]
+    items = reply.json()["results"]
+    assert [len(item["result"]) if "result" in item else item["error"] for item in items] == [
+        1,
+        "gone: there is no such image",
+        0,
+    ]
+
+
+def test_an_interactive_error_is_a_200_with_errors(server: Server) -> None:
+    context: dict[str, Any] = {"context": {"result": []}}
+    reply = server.predict("gone", params=context)
+    assert reply.status_code == 200
+    assert reply.json()["errors"] == ["gone: there is no such image"]
+    assert len(reply.json()["results"]) == 1
+    reply = server.predict("squares", params=context, label_config="<View")
+    assert reply.status_code == 200
+    assert "not well-formed" in reply.json()["errors"][0]
+    assert "errors" not in server.predict("squares", params=context).json()
+
+
+@pytest.mark.parametrize("project", [7, "7", "7.1700000000", {"id": 7}])
+def test_a_project_comes_in_several_forms(server: Server, project: Any) -> None:
+    assert server.predict("squares", project=project).status_code == 200
+
+
+def test_the_body_may_lack_params(server: Server) -> None:
+    assert server.predict("squares", params=None).status_code == 200
+
+
+# Wrong requests ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/setup", "/predict", "/webhook"])
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b"", 400),
+        (b"{", 400),
+        (b"\xff\xfe", 400),
+        (b"[" * 100_000, 400),
+        (b'{"project": 1' + b"0" * 5000 + b"}", 400),  # an integer too long to convert
+        (b"[]", 422),
+        (b"null", 422),
+        (b"{}", 422),
+    ],
+)
+def test_a_body_that_is_none_is_the_callers_error(server: Server, path: str, body: bytes, status: int) -> None:
+    reply = server.client.post(path, content=body)
+    assert reply.status_code == status
+    assert reply.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("path", "changes", "named"),
+    [
+        ("predict", {"tasks": 3}, "tasks"),
+        ("predict", {"tasks": [3]}, "tasks.0"),
+        ("predict", {"tasks": [{"id": 1}]}, "tasks.0.data"),
+        ("predict", {"tasks": [{"id": 1, "data": "x"}]}, "tasks.0.data"),
+        ("predict", {"project": None}, "project"),
+        ("predict", {"project": "seven"}, "project"),
+        ("predict", {"project": "-7"}, "project"),
+        ("predict", {"project": 0}, "project"),
+        ("predict", {"project": 7.5}, "project"),
+        ("predict", {"project": True}, "project"),
+        ("predict", {"project": "\N{ARABIC-INDIC DIGIT SEVEN}"}, "project"),
+        ("predict", {"project": "../../etc"}, "project"),
+        ("predict", {"label_config": None}, "label_config"),
+        ("predict", {"label_config": "  "}, "label_config"),
+        ("predict", {"params": "x"}, "params"),
+        ("predict", {"params": {"context": [1]}}, "params.context"),
+        ("setup", {"schema": 3}, "schema"),
+        ("setup", {"project": {}}, "project"),
+    ],
+)
+def test_a_wrong_value_is_named_and_not_shown(server: Server, path: str, changes: dict[str, Any], named: str) -> None:
+    reply = getattr(server, path)(**changes)
+    assert reply.status_code == 422
+    assert reply.json()["error"].startswith(f"{named}: ")
+    assert "etc" not in reply.text
+
+
+def test_a_thousand_wrong_values_are_one_short_message(server: Server) -> None:
+    reply = server.predict(tasks=[3] * 1000)
+    assert reply.status_code == 422
+    assert "995 more" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("announced", [True, False])
+def test_a_body_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, announced: bool) -> None:
+    def drip() -> Iterator[bytes]:
+        yield from [b" " * 1000] * 3
+
+    with serving(tmp_path, monkeypatch, request_max_bytes=2000) as server:
+        reply = server.client.post("/predict", content=b" " * 2001 if announced else drip())
+        assert reply.status_code == 413
+        assert "VLM_REQUEST_MAX_BYTES" in reply.json()["error"]
+
+
+@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("POST", "/versions", 405)])
+def test_other_routes_are_refused_in_the_same_shape(server: Server, method: str, path: str, status: int) -> None:
+    reply = server.client.request(method, path)
+    assert reply.status_code == status
+    assert reply.json()["error"]
+
+
+def test_what_nobody_foresaw_is_a_500_with_a_reference(
+    server: Server, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise RuntimeError("/secret/path")
+
+    monkeypatch.setattr(server.training, "request_training", fail)
+    reply = server.event("START_TRAINING")
+    assert reply.status_code == 500
+    assert "secret" not in reply.text
+    reference = reply.json()["error"].split()[-1]
+    assert f"reference={reference}" in caplog.text
+    assert "/secret/path" in caplog.text
+
+
+# Webhooks ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("action", "fields"),
+    [
+        ("ANNOTATION_CREATED", {"annotation": {"id": 1}, "task": {"id": 1}}),
+        ("ANNOTATION_UPDATED", {"annotation": {"id": 1}, "task": {"id": 1}}),
+        ("ANNOTATIONS_CREATED", {"annotation": [{"id": 1}], "task": [{"id": 1}]}),
+        ("ANNOTATIONS_DELETED", {"annotations": [{"id": 1}]}),
+        ("START_TRAINING", {}),
+    ],
+)
+def test_events_ask_for_a_training(server: Server, action: str, fields: dict[str, Any]) -> None:
+    reply = server.event(action, **fields)
+    assert reply.status_code == 201
+    assert reply.json() == {"status": "queued", "job": "train-p7-1"}
+    assert server.training.requests == [(7, action)]
+    again = server.event(action, **fields)
+    assert (again.status_code, again.json()["status"]) == (200, "already queued")
+
+
+@pytest.mark.parametrize("action", ["PROJECT_UPDATED", "TASKS_CREATED", "LABEL_LINK_CREATED", "ANNOTATION_DELETED"])
+def test_other_events_are_acknowledged(server: Server, action: str) -> None:
+    assert server.event(action, {"title": "no id"}).status_code == 200
+    assert server.training.requests == []
+
+
+def test_an_event_without_a_project_is_the_callers_error(server: Server) -> None:
+    reply = server.client.post("/webhook", json={"action": "START_TRAINING"})
+    assert reply.status_code == 422
+    assert reply.json()["error"].startswith("project: ")
+
+
+def test_with_the_queue_down_annotations_are_acknowledged_and_the_button_is_not(server: Server) -> None:
+    server.training.down = True
+    reply = server.event("ANNOTATION_CREATED")
+    assert reply.status_code == 200
+    assert reply.json()["status"] == "not queued"
+    assert "Redis" in reply.json()["reason"]
+    reply = server.event("START_TRAINING")
+    assert reply.status_code == 503
+    assert "Redis" in reply.json()["error"]
+    assert server.client.get("/status").json()["queue"]["status"] == "down"
+
+
+@pytest.mark.parametrize(("action", "status"), [("ANNOTATION_CREATED", 200), ("START_TRAINING", 503)])
+def test_a_queue_that_hangs_is_not_waited_for(
+    server: Server, monkeypatch: pytest.MonkeyPatch, action: str, status: int
+) -> None:
+    monkeypatch.setattr(routes, "WEBHOOK_LIMIT_S", 0.05)
+    server.training.gate = threading.Event()
+    try:
+        reply = server.event(action)
+    finally:
+        server.training.gate.set()
+    assert reply.status_code == status
+    assert "in time" in reply.text
+
+
+def test_setup_and_webhook_answer_while_all_predictions_wait(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    gate = threading.Event()
+    server.model.on_encode = lambda: gate.wait(20) and None
+    threads = [threading.Thread(target=lambda: server.predict("squares")) for _ in range(routes.PREDICT_THREADS + 4)]
+    try:
+        for thread in threads:
+            thread.start()
+        started = time.monotonic()
+        assert server.client.get("/health").status_code == 200
+        assert server.setup().status_code == 200
+        assert server.event("ANNOTATION_CREATED").status_code == 201
+        assert time.monotonic() - started < 5
+    finally:
+        gate.set()
+        for thread in threads:
+            thread.join(20)
+
+
+# Credentials ------------------------------------------------------------------------------------------------
+
+ROUTES = [("POST", "/setup"), ("POST", "/predict"), ("POST", "/webhook"), ("GET", "/versions"), ("GET", "/status")]
+SECRET = "a-secret-of-webhooks"
+
+
+def _basic(user: str, password: str) -> dict[str, str]:
+    return {"Authorization": "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        _basic("me", "wrong"),
+        _basic("you", "hünter2"),
+        _basic("me", ""),
+        {"Authorization": "Basic"},
+        {"Authorization": "Basic !!!"},
+        {"Authorization": "Bearer bWU6aHVudGVyMg=="},
+        {"X-VLM-Webhook-Secret": "wrong"},
+    ],
+)
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_without_credentials_only_health_answers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str, headers: dict[str, str]
+) -> None:
+    with serving(tmp_path, monkeypatch, basic_auth_user="me", basic_auth_pass="hünter2") as server:
+        reply = server.client.request(method, path, headers=headers, content=b"{")
+        assert reply.status_code == 401
+        assert reply.headers["www-authenticate"].startswith("Basic ")
+        assert server.client.get("/health").status_code == 200
+        assert server.client.get("/").status_code == 200
+
+
+@pytest.mark.parametrize(("method", "path"), ROUTES)
+def test_with_credentials_all_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, path: str) -> None:
+    with serving(tmp_path, monkeypatch, basic_auth_user="me", basic_auth_pass="hünter2") as server:
+        reply = server.client.request(method, path, headers=_basic("me", "hünter2"), content=b"{")
+        assert reply.status_code != 401
+
+
+@pytest.mark.parametrize(
+    ("basic", "secret", "sent", "action", "status"),
+    [
+        (False, True, {}, "ANNOTATION_CREATED", 401),
+        (False, True, {"X-VLM-Webhook-Secret": "wrong"}, "ANNOTATION_CREATED", 401),
+        (False, True, {"X-VLM-Webhook-Secret": SECRET}, "ANNOTATION_CREATED", 201),
+        (False, True, {}, "START_TRAINING", 201),  # Label Studio's button sends no webhook headers
+        (True, True, {}, "START_TRAINING", 401),
+        (True, True, {"X-VLM-Webhook-Secret": SECRET}, "ANNOTATION_CREATED", 201),
+        (True, True, _basic("me", "pass"), "START_TRAINING", 201),
+        (True, False, {}, "ANNOTATION_CREATED", 401),
+        (True, False, _basic("me", "pass"), "ANNOTATION_CREATED", 201),
+        (False, False, {}, "ANNOTATION_CREATED", 201),
+    ],
+)
+def test_webhooks_carry_a_secret_or_basic_auth(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    basic: bool,
+    secret: bool,
+    sent: dict[str, str],
+    action: str,
+    status: int,
+) -> None:
+    settings: dict[str, Any] = {"basic_auth_user": "me", "basic_auth_pass": "pass"} if basic else {}
+    settings |= {"webhook_secret": SECRET} if secret else {}
+    with serving(tmp_path, monkeypatch, **settings) as server:
+        body = {"action": action, "project": {"id": 7}}
+        assert server.client.post("/webhook", json=body, headers=sent).status_code == status
+
+
+# Logs -------------------------------------------------------------------------------------------------------
+
+
+def test_a_request_is_one_line_and_no_payload_is_in_it(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    caplog.clear()
+    server.predict("squares", "https://bucket/image.png?X-Amz-Signature=abcdef")
+    server.event("ANNOTATION_CREATED")
+    server.setup(access_token="abcdef")
+    server.client.get("/status?token=abcdef")
+    server.client.get("/no%0Ape%20method=POST")
+    lines = [record.getMessage() for record in caplog.records if record.name == "backend.request"]
+    assert len(lines) == 5
+    assert "path=/predict status=200" in lines[0]
+    assert "project=7 tasks=2 failed=1 interactive=False version=colours-p7-v000-" in lines[0]
+    assert "action=ANNOTATION_CREATED project=7 queue=queued" in lines[1]
+    assert "\n" not in lines[4]
+    assert lines[4].count("method=") == 1
+    own = "".join(record.getMessage() for record in caplog.records if record.name.startswith("backend."))
+    assert "secret" not in own  # the project object of an event holds a token
+    assert "abcdef" not in "".join(lines)
