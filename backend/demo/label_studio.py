@@ -94,17 +94,17 @@ def find_label_studio(given: Path | None) -> Path:
 def start_label_studio(
     supervisor: Supervisor, executable: Path, data_dir: Path, port: int, credentials: Credentials
 ) -> Child:
-    """Start Label Studio and wait until it answers.
+    """Start Label Studio; `wait_for_label_studio` waits until it answers.
 
     Args:
         supervisor: watches it.
         executable: the `label-studio` command.
-        data_dir: its database and uploads; made on the first start, which takes about 45 s instead of 5.
+        data_dir: its database and uploads; made on the first start.
         port: where it listens, on 127.0.0.1.
         credentials: its only user's.
 
     Raises:
-        DemoError: it cannot be started, ends, or does not answer in time.
+        DemoError: it cannot be started.
     """
     data_dir.mkdir(parents=True, exist_ok=True)
     environment = child_environment(
@@ -128,19 +128,26 @@ def start_label_studio(
         PYTHONUNBUFFERED="1",
     )
     command = [str(executable), "start", "--no-browser", "--internal-host", "127.0.0.1", "--port", str(port)]
-    child = supervisor.start(
+    return supervisor.start(
         "Label Studio",
         [*command, "--agree-fix-sqlite"],
         env=environment,
         cwd=data_dir,
         remedy=f"This demo is made for Label Studio {LABEL_STUDIO_VERSION}; `make env-label-studio` installs it.",
     )
+
+
+def wait_for_label_studio(supervisor: Supervisor, url: str) -> None:
+    """Wait until Label Studio answers: about 45 s on its first start, 5 s later.
+
+    Raises:
+        DemoError: it ends, or does not answer in time.
+    """
     supervisor.wait_for(
         "Label Studio to answer (its first start makes a database)",
-        lambda: answers(f"http://127.0.0.1:{port}/health"),
+        lambda: answers(f"{url}/health"),
         timeout_s=_FIRST_START_S,
     )
-    return child
 
 
 def answers(url: str) -> bool | None:

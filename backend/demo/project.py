@@ -50,19 +50,24 @@ def sentence(pair: Pair) -> str:
 def label_config() -> str:
     """The project's labelling config. Ordinary: no attribute of ours is needed, the label names are the prompts."""
     labels = "\n".join(
-        f'    <Label value="{label}" background="{colour}"/>'
+        f'      <Label value="{label}" background="{colour}"/>'
         for label, colour in zip(LABELS, _BACKGROUNDS, strict=False)
     )
-    choices = "\n".join(f'    <Choice value="{sentence(pair)}"/>' for pair in DESCRIPTIONS)
-    return f"""<View>
-  <Header value="What does the picture show?"/>
-  <Choices name="description" toName="image" choice="single-radio">
+    choices = "\n".join(f'      <Choice value="{sentence(pair)}"/>' for pair in DESCRIPTIONS)
+    return f"""<View style="display: flex; gap: 1.5em">
+  <View style="flex: 0 0 18em">
+    <Header size="5" value="What does the picture show?"/>
+    <Choices name="description" toName="image" choice="single-radio">
 {choices}
-  </Choices>
-  <BrushLabels name="shapes" toName="image" opacity="0.6">
+    </Choices>
+    <Header size="5" value="Mark each shape"/>
+    <BrushLabels name="shapes" toName="image" opacity="0.6">
 {labels}
-  </BrushLabels>
-  <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+    </BrushLabels>
+  </View>
+  <View style="flex: 1 1 auto">
+    <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+  </View>
 </View>"""
 
 

@@ -18,9 +18,10 @@ from rich.table import Table
 from backend.demo.measure import Measurement, measure
 from backend.demo.processes import DemoError, Supervisor
 from backend.demo.project import LABELS, NEW_SHAPE, Picture
+from backend.demo.stack import Stack
+from backend.job_history import JobHistory, JobRecord
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
-from backend.queue import TrainingQueue
 from vlm_core.demo.scenes import Scene
 
 LEAST_GAIN = 0.25
@@ -106,35 +107,55 @@ def correct(client: LabelStudioClient, tasks: Mapping[int, Picture], say: Callab
 
 
 def wait_for_training(
-    supervisor: Supervisor, queue: TrainingQueue, project_id: int, say: Callable[[str], None], *, timeout_s: float
-) -> None:
+    supervisor: Supervisor,
+    stack: Stack,
+    project_id: int,
+    say: Callable[[str], None],
+    *,
+    timeout_s: float = _TRAINING_S,
+) -> list[JobRecord]:
     """Wait until the project's jobs, those that follow on others included, are done.
+
+    Args:
+        supervisor: watches the processes meanwhile.
+        stack: whose queue and history to look at.
+        project_id: the project.
+        say: prints a line for the user.
+        timeout_s: how long to wait.
+
+    Returns:
+        What became of all the project's jobs, the last one first.
 
     Raises:
         DemoError: no job was made of the corrections, or they take too long.
     """
-    # Label Studio sends its webhook within the annotator's submit: by now the request is there, or was seen to.
-    last = ""
+    queue, last = stack.queue(), ""
 
     def idle() -> bool | None:
         nonlocal last
         job = queue.status(project_id)
         if job is None:
             return True
-        phase = str(job.progress.get("phase") or job.state)
+        phase = f"{job.state}: {job.progress['phase']}" if job.progress.get("phase") else str(job.state)
         if phase != last:
-            say(f"  training job {job.state}: {phase}" if phase != job.state else f"  training job {job.state}")
+            say(f"  training job {phase}")
             last = phase
         return None
 
+    # Label Studio sends its webhook within the annotator's submit: a job is there by now, or never will be.
     supervisor.wait_for("the training job to end", idle, timeout_s=timeout_s, hint="`vlm jobs` shows what it does.")
+    records = JobHistory(stack.vlm_dir).list(project_id)
+    if not records:
+        raise DemoError("no training job came of the corrections: did Label Studio's webhook reach the backend?")
+    for record in reversed(records):
+        say(f"  {record.outcome}: {record.reason}")
+    return records
 
 
 def run_round_trip(
     supervisor: Supervisor,
+    stack: Stack,
     client: LabelStudioClient,
-    queue: TrainingQueue,
-    backend_url: str,
     project_id: int,
     tasks: Mapping[int, Picture],
     scenes: Sequence[Scene],
@@ -146,9 +167,8 @@ def run_round_trip(
 
     Args:
         supervisor: watches the processes meanwhile.
-        client: Label Studio.
-        queue: the training queue, to see when jobs are done.
-        backend_url: the running backend.
+        stack: the running stack.
+        client: its Label Studio.
         project_id: a project whose predictions were retrieved.
         tasks: its pictures by task id.
         scenes: unseen scenes to measure on.
@@ -162,14 +182,14 @@ def run_round_trip(
         retrieved = require_predictions(client, project_id, list(tasks))
         say(f"Label Studio has predictions of {retrieved} for {len(tasks)} pictures")
         project = ml_backend_project(client, project_id)
-        before = measure(backend_url, project, scenes)
+        before = measure(stack.backend_url, project, scenes)
         _same("the predictions in Label Studio", retrieved, "those of /predict", before.model_version)
         ordered = sorted(tasks)
         corrected, others = ordered[: len(ordered) - left_alone], ordered[len(ordered) - left_alone :]
         say(f'Correcting {len(corrected)} pictures; "{NEW_SHAPE}" is new to the model')
         correct(client, {task_id: tasks[task_id] for task_id in corrected}, say)
-        wait_for_training(supervisor, queue, project_id, say, timeout_s=_TRAINING_S)
-        after = measure(backend_url, project, scenes)
+        wait_for_training(supervisor, stack, project_id, say)
+        after = measure(stack.backend_url, project, scenes)
         _same("/setup", served_version(client, project_id), "/predict", after.model_version)
         if after.model_version != before.model_version and others:
             client.retrieve_predictions(project_id, others)

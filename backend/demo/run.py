@@ -114,9 +114,8 @@ def _check(options: DemoOptions, say: Callable[[str], None]) -> int:
                 _pre_label(stack, client, project_id)
                 outcome = run_round_trip(
                     supervisor,
+                    stack,
                     client,
-                    stack.queue(),
-                    stack.backend_url,
                     project_id,
                     tasks,
                     evaluation_scenes(_CHECK_SCENES),
@@ -163,8 +162,8 @@ def _where_to_look(stack: Stack, project_id: int) -> str:
   there, select pictures and choose Actions > Retrieve Predictions.
 
   Logs      {stack.options.data_dir / "logs"}
-  Jobs      VLM_DATA_DIR={stack.options.data_dir / "vlm"} vlm jobs
-  Versions  VLM_DATA_DIR={stack.options.data_dir / "vlm"} vlm versions
+  Jobs      VLM_DATA_DIR={stack.vlm_dir} vlm jobs
+  Versions  VLM_DATA_DIR={stack.vlm_dir} vlm versions
 
   Ctrl-C stops all of it; the next `make demo` goes on where this one ended. Remove {stack.options.data_dir} to
   start afresh.

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import httpx
 
-from backend.demo.label_studio import Credentials, answers, find_label_studio, start_label_studio
+from backend.demo.label_studio import Credentials, answers, find_label_studio, start_label_studio, wait_for_label_studio
 from backend.demo.processes import Child, DemoError, Supervisor, child_environment, require_free_port
 from backend.label_studio.client import LabelStudioClient
 from backend.queue import TrainingQueue
@@ -73,14 +73,18 @@ class Stack:
     backend_url: str
     processes: tuple[Child, ...]
 
+    @property
+    def vlm_dir(self) -> Path:
+        """The backend's and the worker's data directory."""
+        return self.options.data_dir / "vlm"
+
     def client(self) -> LabelStudioClient:
         """A client that acts as the demo's user; close it after use."""
         return LabelStudioClient(self.label_studio_url, self.credentials.api_token, timeout_s=120.0)
 
     def queue(self) -> TrainingQueue:
         """The stack's training queue, to look at."""
-        redis_settings = EmbeddedRedis(self.options.data_dir / "vlm")
-        return TrainingQueue(connect_redis(redis_settings, start=False))
+        return TrainingQueue(connect_redis(EmbeddedRedis(self.vlm_dir), start=False))
 
 
 def start_stack(supervisor: Supervisor, options: StackOptions, say: Callable[[str], None] = print) -> Stack:
@@ -118,16 +122,14 @@ def start_stack(supervisor: Supervisor, options: StackOptions, say: Callable[[st
         PYTHONUNBUFFERED="1",
     )
     vlm = [sys.executable, "-m", "backend.cli"]
-    say("Starting the backend, Label Studio and the worker")
-    # The backend first: it makes the embedded Redis that the worker uses, and loads while Label Studio starts.
-    backend = supervisor.start(
-        "backend", [*vlm, "serve"], env=environment, cwd=data_dir, remedy="Mend what its log says and start again."
-    )
-    supervisor.wait_for("the backend to answer", lambda: answers(f"{backend_url}/health"), timeout_s=120.0)
-    worker = supervisor.start(
-        "worker", [*vlm, "worker"], env=environment, cwd=data_dir, remedy="Mend what its log says and start again."
-    )
+    say("Starting Label Studio, the backend and the worker")
     label_studio = start_label_studio(supervisor, executable, data_dir / "label-studio", options.port, credentials)
+    remedy = "Mend what its log says and start again."
+    # The backend before the worker: it makes the embedded Redis that both use.
+    backend = supervisor.start("backend", [*vlm, "serve"], env=environment, cwd=data_dir, remedy=remedy)
+    supervisor.wait_for("the backend to answer", lambda: answers(f"{backend_url}/health"), timeout_s=120.0)
+    worker = supervisor.start("worker", [*vlm, "worker"], env=environment, cwd=data_dir, remedy=remedy)
+    wait_for_label_studio(supervisor, label_studio_url)
     supervisor.wait_for(
         f"the backend to load the checkpoint {options.checkpoint!r}",
         lambda: _model_is_loaded(backend_url, backend),

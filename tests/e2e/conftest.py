@@ -49,9 +49,8 @@ def pre_labelled(stack: Stack, client: LabelStudioClient) -> PreLabelled:
 def round_trip(supervisor: Supervisor, stack: Stack, client: LabelStudioClient, pre_labelled: PreLabelled) -> RoundTrip:
     return run_round_trip(
         supervisor,
+        stack,
         client,
-        stack.queue(),
-        stack.backend_url,
         pre_labelled.project_id,
         pre_labelled.tasks,
         evaluation_scenes(SCENES),
