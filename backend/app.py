@@ -41,7 +41,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
     """
     link = None
     if training is None:
-        training = link = TrainingLink(lambda: _connect(settings))
+        training = link = TrainingLink(lambda: connect_queue(settings))
     versions = VersionStore(settings.data_dir)
     store = ModelStore(lambda: load_model(settings), versions, max_loaded=settings.max_loaded_versions)
     plans, extra_params = PlanCache(), ExtraParams(settings.data_dir)
@@ -108,5 +108,6 @@ def image_fetcher(settings: Settings) -> ImageFetcher:
     return ImageFetcher(ImageConfig.from_settings(settings), authorization)
 
 
-def _connect(settings: Settings) -> TrainingQueue:
+def connect_queue(settings: Settings) -> TrainingQueue:
+    """The training queue of the settings; see `backend.redis_server.connect_redis` for what it raises."""
     return TrainingQueue(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), timeout_s=settings.train_timeout_s)

@@ -17,8 +17,12 @@ Request = TypeVar("Request", bound="_Request")
 _LARGEST_ID = 2**63 - 1
 
 
-def _project_id(value: object) -> int:
-    """Label Studio's id of a project, from an id, from `<id>.<unix created>`, or from the project's object."""
+def project_id_of(value: object) -> int:
+    """Label Studio's id of a project, from an id, from `<id>.<unix created>`, or from the project's object.
+
+    Raises:
+        ValueError: something else.
+    """
     if isinstance(value, dict):
         value = value.get("id")
     if isinstance(value, str):
@@ -35,7 +39,7 @@ def _has_text(value: str) -> str:
     return value
 
 
-ProjectId = Annotated[int, BeforeValidator(_project_id)]
+ProjectId = Annotated[int, BeforeValidator(project_id_of)]
 
 
 class _Request(BaseModel):
@@ -91,7 +95,7 @@ def project_of_event(event: WebhookRequest) -> int:
         InvalidRequestError: it names none.
     """
     try:
-        return _project_id(event.project)
+        return project_id_of(event.project)
     except ValueError as error:
         raise InvalidRequestError(f"project: {error}") from None
 
