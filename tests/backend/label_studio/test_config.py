@@ -183,6 +183,12 @@ def test_objects_that_cannot_be_read_are_left_alone() -> None:
     assert "only images" in plan.ignored[0].reason
 
 
+def test_labels_belong_to_the_nearest_control() -> None:
+    inner = '<RectangleLabels name="box" toName="image"><Label value="b"/></RectangleLabels>'
+    plan = one_control(brush(A + inner))
+    assert [[label.label for label in control.labels] for control in plan.controls] == [["a"], ["b"]]
+
+
 def test_filters_and_nested_choices_do_not_count() -> None:
     plan = one_control(
         '<Filter name="filter" toName="mask"/>'

@@ -246,14 +246,15 @@ def test_a_polygon_with_a_notch_and_one_that_crosses_itself() -> None:
     assert mask[5, 5]
 
 
-def test_an_ellipse_has_its_area() -> None:
-    value = {"x": 50, "y": 50, "radiusX": 25, "radiusY": 10, "rotation": 30, "ellipselabels": ["Tree"]}
-    mask = masks_from_results([region("ellipselabels", value, original_width=400, original_height=400)], PLAN).masks[
-        "Tree"
-    ]
-    assert mask.sum() == pytest.approx(math.pi * 100 * 40, rel=0.01)
-    assert mask[200 + 40, 200 + 70]  # clockwise as seen: the right end goes down
-    assert not mask[200 - 40, 200 + 70]
+def test_an_ellipse_has_its_place_and_area() -> None:
+    value = {"x": 50, "y": 25, "radiusX": 25, "radiusY": 10, "rotation": 30, "ellipselabels": ["Tree"]}
+    made = region("ellipselabels", value, original_width=400, original_height=800)
+    mask = masks_from_results([made], PLAN).masks["Tree"]
+    assert mask.sum() == pytest.approx(math.pi * 100 * 80, rel=0.01)
+    rows, columns = np.nonzero(mask)
+    assert (rows.mean(), columns.mean()) == (pytest.approx(199.5, abs=0.5), pytest.approx(199.5, abs=0.5))
+    assert mask[200 + 45, 200 + 80]  # clockwise as seen: the right end goes down
+    assert not mask[200 - 45, 200 + 80]
 
 
 def data_url(image: Image.Image) -> str:
