@@ -6,7 +6,7 @@
 # Ports of the demo: DEMO_PORT (Label Studio), BACKEND_PORT. Its data: DEMO_DIR.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-e2e lint format soak bench env env-label-studio demo-checkpoint gallery clean
+.PHONY: help demo test test-fast test-e2e lint format soak bench env env-label-studio demo-checkpoint pictures clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -60,11 +60,13 @@ soak: env ## SOAK_MINUTES of predictions against one server: no error, no growin
 bench: env ## where the time goes: encoding, decoding, masks, whole requests
 	$(BIN)/python benchmarks/bench.py
 
-gallery: env ## the README's result pictures, from the demo checkpoint
+pictures: env env-label-studio ## the README's pictures, from the demo checkpoint and a real Label Studio
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
+	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
+		$(BIN)/pytest tests/e2e/test_browser.py
 
-demo-checkpoint: env ## train the demo checkpoint again, about an hour on two cores; goes on where it stopped
-	$(BIN)/python -m vlm_core.demo.build --work build/demo-checkpoint --resume --install
+demo-checkpoint: env ## train the demo checkpoint anew and put it into the package; goes on after an interruption
+	$(BIN)/python -m vlm_core.demo.build --work runs/demo-checkpoint --resume --install
 
 clean: ## what the tools left; environments and the demo's data stay
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis *.egg-info

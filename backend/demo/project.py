@@ -38,7 +38,8 @@ DESCRIPTIONS: tuple[Pair, ...] = (
 )
 """What the pictures may show: two objects each, as (colour, shape)."""
 
-_BACKGROUNDS = ("#e6194b", "#4363d8", "#3cb44b", "#f58231", "#f032e6", "#ffd700", "#42d4f4", "#911eb4")
+_COLOURS = ("#ff1493", "#00d5ff", "#76ee00", "#ff7f00", "#b000ff", "#ffe600")
+"""Of the labels: strong ones, that show on the shapes' own colours."""
 _SEARCH_SIZE = (24, 24)
 
 
@@ -50,8 +51,7 @@ def sentence(pair: Pair) -> str:
 def label_config() -> str:
     """The project's labelling config. Ordinary: no attribute of ours is needed, the label names are the prompts."""
     labels = "\n".join(
-        f'      <Label value="{label}" background="{colour}"/>'
-        for label, colour in zip(LABELS, _BACKGROUNDS, strict=False)
+        f'      <Label value="{label}" background="{colour}"/>' for label, colour in zip(LABELS, _COLOURS, strict=True)
     )
     choices = "\n".join(f'      <Choice value="{sentence(pair)}"/>' for pair in DESCRIPTIONS)
     return f"""<View style="display: flex; gap: 1.5em">
@@ -65,7 +65,7 @@ def label_config() -> str:
 {labels}
     </BrushLabels>
   </View>
-  <View style="flex: 1 1 auto">
+  <View style="flex: 1 1 auto; padding-right: 4em">
     <Image name="image" value="$image" zoom="true" zoomControl="true"/>
   </View>
 </View>"""

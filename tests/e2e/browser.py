@@ -50,21 +50,19 @@ def signed_in(label_studio_url: str, credentials: Credentials, executable: str) 
 
 
 def open_task(page: Page, label_studio_url: str, project_id: int, task_id: int, regions: int) -> None:
-    """Open a task in the editor and wait until its regions are listed and drawn."""
+    """Open a task in the editor and wait until its regions are listed."""
     page.goto(f"{label_studio_url}/projects/{project_id}/data?task={task_id}")
     page.wait_for_selector(".konvajs-content canvas", state="attached")
-    page.wait_for_function(
-        "n => document.querySelectorAll('.lsf-tree__node, .lsf-outliner-item').length >= n", arg=regions
-    )
+    page.wait_for_function("n => document.querySelectorAll('.lsf-outliner-item').length >= n", arg=regions)
 
 
-def drawn(page: Page) -> npt.NDArray[np.uint8]:
-    """What the editor has drawn over the picture: uint8 (H, W, 4), all its layers together, screen pixels."""
+def drawn_regions(page: Page) -> npt.NDArray[np.bool_]:
+    """Where the editor has drawn regions over the picture: bool (H, W), screen pixels of the whole picture."""
     encoded: list[str] = page.eval_on_selector_all(
         ".konvajs-content canvas", "layers => layers.map(layer => layer.toDataURL('image/png'))"
     )
     layers = [Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGBA") for text in encoded]
-    together = Image.new("RGBA", layers[0].size)
-    for layer in layers:
-        together.alpha_composite(layer)
-    return np.asarray(together)
+    alphas = [np.asarray(layer)[..., 3] for layer in layers]
+    # The picture itself is the layer that is opaque everywhere. Regions are half transparent with soft edges.
+    regions = [alpha > alpha.max() / 2 for alpha in alphas if not (alpha == 255).all()]
+    return np.any(regions, axis=0)  # type: ignore[no-any-return]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 import pytest
-from label_studio_sdk.converter.brush import decode_rle
 from label_studio_sdk.label_interface import LabelInterface
 
 from backend.demo.project import LABELS, NEW_SHAPE, label_config
@@ -14,25 +12,11 @@ from backend.demo.round_trip import RoundTrip, print_round_trip, served_version
 from backend.demo.stack import Stack
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import connect_project
-from tests.e2e.harness import SCENES, PreLabelled
+from tests.e2e.harness import SCENES, PreLabelled, brush_masks
 from vlm_core.demo.scenes import KNOWN_SHAPES
 from vlm_core.evaluate import iou
 
 pytestmark = pytest.mark.e2e
-
-
-def masks(prediction: dict[str, object]) -> dict[str, npt.NDArray[np.bool_]]:
-    """Per label its mask, with Label Studio's own decoder."""
-    found: dict[str, npt.NDArray[np.bool_]] = {}
-    for region in prediction["result"]:  # type: ignore[attr-defined]
-        if region["type"] != "brushlabels":
-            continue
-        pixels = decode_rle(region["value"]["rle"])
-        alpha = pixels.reshape(region["original_height"], region["original_width"], 4)[..., 3]
-        assert set(np.unique(alpha)) <= {0, 255}
-        (label,) = region["value"]["brushlabels"]
-        found[label] = found.get(label, np.zeros(alpha.shape, dtype=np.bool_)) | (alpha > 0)
-    return found
 
 
 def test_every_picture_gets_one_valid_prediction_of_the_served_version(pre_labelled: PreLabelled) -> None:
@@ -51,7 +35,7 @@ def test_every_picture_gets_one_valid_prediction_of_the_served_version(pre_label
 def test_decoded_masks_agree_with_the_truth(pre_labelled: PreLabelled) -> None:
     scores = []
     for task_id, picture in pre_labelled.tasks.items():
-        predicted = masks(pre_labelled.predictions[task_id][0])
+        predicted = brush_masks(pre_labelled.predictions[task_id][0])
         for label, true in picture.truth().items():
             if label in KNOWN_SHAPES:
                 nothing = np.zeros_like(true)

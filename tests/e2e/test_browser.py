@@ -1,0 +1,55 @@
+"""What an annotator sees in a real browser.
+
+With `VLM_PICTURES` naming a directory (`make pictures`) the README's picture is taken there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.demo.stack import Stack
+from backend.label_studio.client import LabelStudioClient
+from tests.e2e.browser import chromium_path, drawn_regions, open_task, signed_in
+from tests.e2e.harness import PreLabelled, brush_masks
+from vlm_core.evaluate import iou
+
+pytestmark = pytest.mark.e2e
+
+DRAWN_S = 30.0
+
+
+def test_the_masks_are_drawn_where_they_belong(
+    stack: Stack, client: LabelStudioClient, pre_labelled: PreLabelled
+) -> None:
+    chromium = chromium_path()
+    if chromium is None:
+        pytest.skip("no Chromium on this machine: install it (apt install chromium), or name one with CHROMIUM")
+    # A task that nobody corrects: what is seen is the model's. Of those the one with most to see.
+    task_id = max(pre_labelled.left_alone, key=lambda one: len(brush_masks(pre_labelled.predictions[one][0])))
+    # The editor shows the prediction of one version; which one depends on the tests that ran before.
+    versions = [brush_masks(prediction) for prediction in client.task_predictions(task_id)]
+    assert all(len(masks) >= 2 for masks in versions)
+    best, labels = 0.0, {}
+    with signed_in(stack.label_studio_url, stack.credentials, chromium) as page:
+        open_task(page, stack.label_studio_url, pre_labelled.project_id, task_id, min(map(len, versions)))
+        deadline = time.monotonic() + DRAWN_S
+        while best < 0.9 and time.monotonic() < deadline:
+            drawn = drawn_regions(page)
+            for masks in versions:
+                expected = Image.fromarray(np.any(list(masks.values()), axis=0))
+                agreement = iou(drawn, np.asarray(expected.resize((drawn.shape[1], drawn.shape[0]))))
+                if agreement > best:
+                    best, labels = agreement, masks
+        listed = {title.strip() for title in page.locator(".lsf-outliner-item__title").all_inner_texts()}
+        if folder := os.environ.get("VLM_PICTURES"):
+            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
+            picture.quantize(256, dither=Image.Dither.NONE).save(Path(folder) / "label-studio.png", optimize=True)
+    assert best >= 0.9
+    assert listed == set(labels)
