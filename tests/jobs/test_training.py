@@ -1,0 +1,258 @@
+"""A whole training in one process: Label Studio over HTTP, a tiny checkpoint, versions on disk."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from backend.label_studio.client import LabelStudioClient
+from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.settings import Settings
+from backend.versions import VersionStore
+from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
+from training_jobs import training
+from training_jobs.errors import CannotTrainError, ImagesAwayError
+from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.training import Result, train_version
+
+QUICK = FinetuneConfig(
+    steps=40, learning_rate=5e-3, pull=0.0, encoded_views=30, looks=2, interpolations=(1.0,), threads=1
+)
+
+
+@pytest.fixture
+def settings(tmp_path: Path, checkpoint: Path) -> Settings:
+    return Settings(checkpoint=str(checkpoint), data_dir=tmp_path / "data", device="cpu", label_studio_url=None)
+
+
+@pytest.fixture
+def project() -> Iterator[LabelStudio]:
+    with serve(corrected_project(32)) as running:
+        yield running
+
+
+def run(
+    label_studio: LabelStudio,
+    settings: Settings,
+    *,
+    config: FinetuneConfig = QUICK,
+    forced: bool = True,
+    token: int | None = None,
+    report: Callable[[str, float, float | None], None] = lambda phase, share, loss: None,
+) -> Result:
+    store = VersionStore(settings.data_dir)
+    with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
+        images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
+        return train_version(
+            7,
+            settings,
+            client=client,
+            fetcher=ImageFetcher(images, client.authorization),
+            token=store.next_token(7) if token is None else token,
+            forced=forced,
+            report=report,
+            config=config,
+        )
+
+
+def weights(settings: Settings, number: int) -> dict[str, torch.Tensor]:
+    return VersionStore(settings.data_dir).get(7, number).load_weights()
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_better_version_is_published_with_all_that_there_is_to_know(project: LabelStudio, settings: Settings) -> None:
+    phases: list[tuple[str, float]] = []
+    result = run(project, settings, report=lambda phase, share, loss: phases.append((phase, share)))
+    assert result.outcome == "published", result.reason
+    assert result.version == 1
+    current = VersionStore(settings.data_dir).current(7)
+    assert current is not None
+    manifest = current.manifest
+    assert (current.number, manifest.decision, manifest.base.taps) == (1, "better", (1, 2, 3))
+    assert manifest.base.input_size_hw == (48, 48)
+    assert manifest.metrics["decided_by"] == "held-out images"
+    assert len(manifest.data.training_images) == 24
+    assert len(manifest.data.held_out_images) == 8
+    assert len(manifest.data.annotation_ids) == len(manifest.data.task_ids) == 32
+    assert manifest.recipe.settings["steps"] == 40
+    assert manifest.recipe.chosen["steps"] in (20, 40)
+    metrics = current.metrics()
+    for label in ("red", "blue"):
+        iou = metrics["verdict"]["labels"][label]["iou"]
+        assert result.labels[label].after == iou["new"]
+        assert iou["new"] > iou["old"] + 0.2
+    assert result.counts == {"tasks": 32, "annotations": 32, "images": 32}
+    shares = [share for _, share in phases]
+    assert shares == sorted(shares)
+    assert 0 <= shares[0] < shares[-1] < 1
+    assert list(dict.fromkeys(phase for phase, _ in phases)) == [
+        "reading corrections",
+        "encoding images",
+        "choosing",
+        "training",
+        "comparing",
+        "publishing",
+    ]
+
+
+def test_held_out_images_and_their_annotations_do_not_touch_the_weights(
+    project: LabelStudio, settings: Settings, tmp_path: Path
+) -> None:
+    run(project, settings)
+    held_out = set(VersionStore(settings.data_dir).get(7, 1).manifest.data.held_out_images)
+    # The same again, but the held-out pictures have other masks. Their part is theirs for ever, so the split is kept.
+    split = json.loads((settings.data_dir / "projects" / "7" / "split.json").read_text())["images"]
+    assert {sha256 for sha256, part in split.items() if part == "held out"} == held_out
+    poisoned = 0
+    for task_id, data in project.images.items():
+        if training_part(data, split) == "held out":
+            wrong = np.zeros((48, 48), dtype=bool)
+            wrong[:, :20] = True
+            project.annotations[task_id] = []
+            project.annotate(task_id, [brush("red", wrong), brush("blue", ~wrong)])
+            poisoned += 1
+    assert poisoned == 8
+    result = run(project, settings)
+    assert result.outcome == "not better"
+    assert equal(weights(settings, 1), weights(settings, 2))
+    # And the other way round: a training image's annotation does matter.
+    task_id = next(number for number, data in project.images.items() if training_part(data, split) == "training")
+    project.annotations[task_id] = []
+    project.annotate(task_id, [brush("red", np.ones((48, 48), dtype=bool))])
+    run(project, settings)
+    assert not equal(weights(settings, 1), weights(settings, 3))
+
+
+def training_part(data: bytes, split: dict[str, str]) -> str:
+    import hashlib
+
+    return split[hashlib.sha256(data).hexdigest()]
+
+
+def test_two_runs_give_the_same_bits(project: LabelStudio, settings: Settings) -> None:
+    run(project, settings)
+    VersionStore(settings.data_dir).publish(7, 0, VersionStore(settings.data_dir).next_token(7))
+    run(project, settings)
+    assert equal(weights(settings, 1), weights(settings, 2))
+    run(project, settings, config=QUICK.model_copy(update={"seed": 1}))
+    assert not equal(weights(settings, 1), weights(settings, 3))
+
+
+def test_a_version_that_is_not_better_stays_a_candidate(project: LabelStudio, settings: Settings) -> None:
+    assert run(project, settings).outcome == "published"
+    again = run(project, settings)  # the same version once more: no gain
+    assert (again.outcome, again.version) == ("not better", 2)
+    store = VersionStore(settings.data_dir)
+    current = store.current(7)
+    assert current is not None
+    assert current.number == 1
+    assert store.get(7, 2).manifest.decision == "not better"
+    assert store.get(7, 2).manifest.metrics["compared_with"] == 1
+
+
+def test_a_job_that_was_given_up_cannot_publish(project: LabelStudio, settings: Settings) -> None:
+    store = VersionStore(settings.data_dir)
+    old = store.next_token(7)
+    store.next_token(7)
+    result = run(project, settings, token=old)
+    assert result.outcome == "superseded"
+    assert store.current(7) is None
+
+
+def test_giving_up_from_within_leaves_no_version(project: LabelStudio, settings: Settings) -> None:
+    def report(phase: str, share: float, loss: float | None) -> None:
+        if phase == "training":
+            raise ImagesAwayError("as if the lock were lost")
+
+    with pytest.raises(ImagesAwayError):
+        run(project, settings, report=report)
+    assert VersionStore(settings.data_dir).numbers(7) == ()
+
+
+def test_too_few_images_are_an_outcome_not_an_error(settings: Settings) -> None:
+    with serve(corrected_project(7)) as running:
+        result = run(running, settings)
+    assert (result.outcome, result.reason) == ("too few", "too few corrections: 7 of 8 annotated images")
+    assert VersionStore(settings.data_dir).numbers(7) == ()
+
+
+def test_with_few_held_out_images_cross_validation_decides(settings: Settings) -> None:
+    with serve(corrected_project(12)) as running:
+        result = run(running, settings)
+        assert result.outcome == "published", result.reason
+        manifest = VersionStore(settings.data_dir).get(7, 1).manifest
+        assert manifest.metrics["decided_by"] == "cross-validation, 4 folds by image"
+        assert manifest.metrics["images"] == 12
+        # The version has learned from eight of them: they cannot be its judges.
+        again = run(running, settings)
+        assert (again.outcome, again.version) == ("too few", None)
+        assert "4 of 8 images" in again.reason
+        for seed in range(100, 106):
+            image, masks = picture(seed)
+            running.annotate(running.add_task(image), [brush(label, mask) for label, mask in masks.items()])
+        more = run(running, settings)
+        assert more.version == 2, more.reason
+        assert VersionStore(settings.data_dir).get(7, 2).manifest.metrics["images"] == 10  # 4 + the new ones
+
+
+def test_automatic_requests_train_only_where_something_is_new(project: LabelStudio, settings: Settings) -> None:
+    assert run(project, settings, forced=False).outcome == "published"
+    result = run(project, settings, forced=False)
+    assert (result.outcome, result.reason) == ("nothing new", "no annotation has changed since the last training")
+    patient = settings.model_copy(update={"train_min_annotations": 3})
+    for _ in range(2):
+        image, masks = picture(200 + len(project.images))
+        project.annotate(project.add_task(image), [brush(label, mask) for label, mask in masks.items()])
+    result = run(project, patient, forced=False)
+    assert (result.outcome, result.reason[:42]) == ("too few", "too few corrections: 2 of 3 new ones (VLM_")
+    assert run(project, patient, forced=True).version == 2
+
+
+def test_a_config_without_regions_has_nothing_to_learn(project: LabelStudio, settings: Settings) -> None:
+    project.config = """<View><Image name="image" value="$image"/><Choices name="c" toName="image">
+    <Choice value="day"/><Choice value="night"/></Choices></View>"""
+    assert run(project, settings).outcome == "nothing to learn"
+
+
+def test_a_config_that_cannot_be_read_cannot_be_trained_for(project: LabelStudio, settings: Settings) -> None:
+    project.config = "<View><Image"
+    with pytest.raises(CannotTrainError, match="project 7"):
+        run(project, settings)
+
+
+def test_images_that_are_away_are_tried_again_later(settings: Settings) -> None:
+    with serve(corrected_project(10)) as running:
+        running.failing = set(range(1, 6))
+        with pytest.raises(ImagesAwayError, match="5 images could not be fetched"):
+            run(running, settings)
+
+
+def test_a_version_of_another_checkpoint_is_no_opponent(
+    project: LabelStudio, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(project, settings).outcome == "published"
+    load = training.vlm_core.load
+
+    def other(*args: str) -> object:
+        model = load(*args)
+        model.fingerprint = "b" * 64
+        return model
+
+    monkeypatch.setattr(training.vlm_core, "load", other)
+    result = run(project, settings)
+    assert result.outcome == "published"
+    manifest = VersionStore(settings.data_dir).get(7, 2).manifest
+    assert (manifest.metrics["compared_with"], manifest.base.fingerprint) == (0, "b" * 64)
+
+
+def test_missing_settings_are_named(settings: Settings) -> None:
+    with pytest.raises(CannotTrainError, match="set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"):
+        training.connect(settings)
