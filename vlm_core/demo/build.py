@@ -22,7 +22,7 @@ from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 
 SIDE = 96
-SCENES = 20_000
+SCENES = 10_000
 VALIDATION_SEEDS = range(1_000_000, 1_000_080)
 FINAL_SEEDS = range(2_000_000, 2_000_300)
 
@@ -129,7 +129,7 @@ def main() -> None:
     """Command line of `python -m vlm_core.demo.build`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of the training runs")
-    parser.add_argument("--steps", type=int, default=3200, help="updates of the second recipe")
+    parser.add_argument("--steps", type=int, default=2400, help="updates of the second recipe")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--install", action="store_true", help="measure the result and put it into the package")

@@ -39,7 +39,7 @@ KNOWN_SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross", "heart
 DEFAULT_SIZES: tuple[tuple[int, int], ...] = ((256, 256), (320, 240), (240, 320), (384, 288), (192, 192))
 """Width and height in pixels that scenes have when none is asked for; the seed chooses."""
 
-_DIAMETERS = {"small": (0.17, 0.21), "medium": (0.25, 0.30), "large": (0.37, 0.45)}
+_DIAMETERS = {"small": (0.20, 0.24), "medium": (0.29, 0.34), "large": (0.41, 0.48)}
 """Diameter of each size class in parts of the scene's shorter side; the gaps keep the classes apart."""
 _GAP = 0.02
 
@@ -129,8 +129,8 @@ def sample_true(
         keys.append(key)
         kinds[key] = kinds.get(key, 0) + 1
     # First the kind by how often people would say it, then evenly within the kind.
-    share = {0: 3.0, 1: 3.0, 2: 2.0, 3: 1.0}
-    weights = np.array([share[k[1]] * (0.35 if k[0] else 1.0) * (1.3 if k[2] else 1.0) / kinds[k] for k in keys])
+    share = {0: 5.0, 1: 3.0, 2: 2.0, 3: 0.7}
+    weights = np.array([share[k[1]] * (0.3 if k[0] else 1.0) / kinds[k] for k in keys])
     picked = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=weights / weights.sum())
     return [pool[int(index)] for index in picked]
 
@@ -167,7 +167,8 @@ def generate_scene(
             input sees it) instead of drawing it large and shrinking it; masks have this size then.
 
     Returns:
-        A scene with two to five named objects that do not touch, at least two of them different.
+        A scene with two to four named objects (more if `must_have` names more) that do not touch, at least two
+        of them different.
 
     Raises:
         ValueError: an unknown shape, or a size that cannot be drawn.
@@ -202,8 +203,8 @@ def _place(
     distractors: bool,
 ) -> list[_Placed]:
     """Choose the objects and find room for them."""
-    named = int(rng.choice([2, 3, 4, 5], p=[0.2, 0.35, 0.3, 0.15]))
-    unnamed = int(rng.choice([0, 1, 2], p=[0.4, 0.4, 0.2])) if distractors else 0
+    named = int(rng.choice([2, 3, 4], p=[0.3, 0.45, 0.25]))
+    unnamed = int(rng.choice([0, 1, 2], p=[0.5, 0.4, 0.1])) if distractors else 0
     wanted: list[Attributes] = []
     for number in range(max(named, len(must_have)) + unnamed):
         is_named = number < max(named, len(must_have))
@@ -253,7 +254,7 @@ def _attributes(
         shape = drawing.UNNAMED_SHAPES[int(rng.integers(len(drawing.UNNAMED_SHAPES)))]
     colour = colours[int(rng.integers(len(colours)))]
     pattern = PATTERNS[int(rng.choice(3, p=[0.5, 0.25, 0.25]))]
-    size = str(rng.choice(["small", "medium", "large"], p=[0.3, 0.35, 0.35]))
+    size = str(rng.choice(["small", "medium", "large"], p=[0.25, 0.4, 0.35]))
     # Objects that share a shape or a colour with another make the other words of a phrase matter.
     if earlier and rng.random() < 0.5:
         other = earlier[int(rng.integers(len(earlier)))]

@@ -1,0 +1,431 @@
+"""Both recipes on tiny models: they learn, resume exactly, and refuse what cannot work before any work."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from typer.testing import CliRunner
+
+import vlm_core
+from backend.cli import app
+from vlm_core.data import JsonlPairs, JsonlPhrases, PhraseSample
+from vlm_core.demo.scenes import generate_scene
+from vlm_core.demo.source import SceneSource
+from vlm_core.image_encoder import ImageEncoder
+from vlm_core.recipes.chart import draw_chart
+from vlm_core.recipes.common import SettingsError, learning_rate, parameter_groups
+from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
+from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+from vlm_core.vocabulary import build_tokenizer, words_of
+
+VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
+TEXT = {"dim": 24, "hidden_dim": 48, "n_layers": 1, "n_heads": 2}
+
+CLIP = TrainClipSettings(
+    image_encoder="scratch:vit_tiny_patch16_224",
+    image_args=VIT,
+    text_encoder="scratch:distilbert",
+    text_args=TEXT,
+    image_size=32,
+    crop=False,
+    max_tokens=24,
+    projection_dim=16,
+    steps=6,
+    batch_size=8,
+    evaluate_every=2,
+    device="cpu",
+)
+
+
+def clipseg(clip: Path, **changes: object) -> TrainClipsegSettings:
+    settings = TrainClipsegSettings(
+        clip=str(clip),
+        reduce_dim=16,
+        num_heads=2,
+        mlp_width=32,
+        phrases_per_image=3,
+        steps=6,
+        batch_size=4,
+        evaluate_every=2,
+        save_every=2,
+        device="cpu",
+    )
+    return dataclasses.replace(settings, **changes)  # type: ignore[arg-type]  # values of many types
+
+
+class Interrupted(SceneSource):
+    """Scenes that stop coming, as when a machine is switched off."""
+
+    left = 10**9
+
+    def image(self, index: int) -> Image.Image:
+        self._count()
+        return super().image(index)
+
+    def sample(self, index: int, rng: np.random.Generator, count: int) -> PhraseSample:
+        self._count()
+        return super().sample(index, rng, count)
+
+    def _count(self) -> None:
+        self.left -= 1
+        if self.left < 0:
+            raise KeyboardInterrupt
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return load_file(checkpoint / "weights.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def rows(run: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def scenes() -> SceneSource:
+    return SceneSource(range(40), 32)
+
+
+@pytest.fixture(scope="module")
+def base(scenes: SceneSource, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny CLIP in our own layout."""
+    return train_clip(CLIP, scenes, scenes, tmp_path_factory.mktemp("clip") / "run", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def phrase_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Eight scenes as a user's JSONL file with images and masks."""
+    folder = tmp_path_factory.mktemp("phrases")
+    lines = []
+    for seed in range(8):
+        scene = generate_scene(seed, size=48)
+        scene.image.save(folder / f"{seed}.png")
+        for slot, (phrase, mask) in enumerate(scene.phrases(limit=2)):
+            Image.fromarray(mask).convert("L").save(folder / f"{seed}-{slot}.png")
+            lines.append({"image": f"{seed}.png", "phrase": phrase, "mask": f"{seed}-{slot}.png"})
+        lines.append({"image": f"{seed}.png", "phrase": scene.absent_phrases(1)[0], "mask": None})
+    path = folder / "phrases.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+# --- train clip ----------------------------------------------------------------------------------------------
+
+
+def test_train_clip_writes_a_checkpoint_that_loads_and_what_it_measured(base: Path) -> None:
+    model = vlm_core.load(base, device="cpu")
+    assert not model.can_segment
+    scores = model.rank(generate_scene(3).image, ["a red circle", "a blue square"])
+    assert sum(score.probability for score in scores) == pytest.approx(1.0)
+    measured = rows(base.parent)
+    assert [row["step"] for row in measured] == [0, 2, 4, 6]
+    assert all(0 <= row["one_of_four"] <= 1 for row in measured)
+    assert Image.open(base.parent / "metrics.png").size[0] > 100
+    about = json.loads((base / "manifest.json").read_text())["about"]
+    assert about["settings"]["steps"] == 6
+
+
+def test_train_clip_learns(scenes: SceneSource, tmp_path: Path) -> None:
+    few = SceneSource(range(8), 32)
+    settings = dataclasses.replace(CLIP, steps=60, evaluate_every=20, learning_rate=4e-3)
+    train_clip(settings, few, few, tmp_path / "run", quiet=True)
+    measured = rows(tmp_path / "run")
+    assert measured[-1]["loss"] < 0.6 * measured[1]["loss"]
+    assert measured[-1]["one_of_four"] >= 0.75
+
+
+def test_train_clip_resumed_equals_uninterrupted(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
+    source = Interrupted(range(40), 32)
+    source.left = 8 * 4 + 3  # images of four steps and a part of the fifth
+    with pytest.raises(KeyboardInterrupt):
+        train_clip(CLIP, source, scenes, tmp_path / "run", quiet=True)
+    assert not (tmp_path / "run" / "checkpoint").exists()
+    source.left = 10**9
+    resumed = train_clip(CLIP, source, scenes, tmp_path / "run", resume=True, quiet=True)
+    assert same(weights(resumed), weights(base))
+    assert rows(tmp_path / "run") == rows(base.parent)
+
+
+def test_another_seed_gives_another_model(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
+    other = train_clip(dataclasses.replace(CLIP, seed=1), scenes, None, tmp_path / "run", quiet=True)
+    assert not same(weights(other), weights(base))
+
+
+def pretrained_towers(folder: Path) -> tuple[Path, Path]:
+    """Directories as they are published: a timm ViT in timm's layout, a BERT with its tokenizer."""
+    torch.manual_seed(0)
+    image, text = folder / "vit", folder / "bert"
+    image.mkdir()
+    encoder = ImageEncoder("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2})
+    save_file(encoder.vit.state_dict(), image / "model.safetensors")
+    config = {
+        "architecture": "vit_tiny_patch16_224",
+        "num_classes": 0,
+        "model_args": {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2},
+        "pretrained_cfg": {
+            "input_size": [3, 32, 32],
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.5, 0.5, 0.5],
+            "num_classes": 0,
+        },
+    }
+    (image / "config.json").write_text(json.dumps(config))
+    tokenizer = build_tokenizer(words_of(text for scene in range(8) for text in generate_scene(scene).captions), 24)
+    bert = BertConfig(
+        vocab_size=len(tokenizer.tokenizer),
+        hidden_size=24,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=48,
+        max_position_embeddings=24,
+    )
+    BertModel(bert, add_pooling_layer=False).save_pretrained(text)
+    tokenizer.tokenizer.save_pretrained(text)
+    return image, text
+
+
+def test_pretrained_towers_stay_as_they_are_and_the_projections_learn(tmp_path: Path, scenes: SceneSource) -> None:
+    image, text = pretrained_towers(tmp_path)
+    settings = TrainClipSettings(
+        image_encoder=str(image), text_encoder=str(text), projection_dim=16, steps=4, batch_size=8, device="cpu"
+    )
+    trained = weights(train_clip(settings, scenes, None, tmp_path / "run", quiet=True))
+    tower = load_file(image / "model.safetensors")
+    assert all(torch.equal(trained[f"clip.image_encoder.vit.{key}"], value) for key, value in tower.items())
+    bert = load_file(text / "model.safetensors")
+    assert all(torch.equal(trained[f"clip.text_encoder.model.{key}"], value) for key, value in bert.items())
+    untrained = weights(
+        train_clip(dataclasses.replace(settings, steps=1, learning_rate=1e-9), scenes, None, tmp_path / "0", quiet=True)
+    )
+    for name in ("clip.visual_projection.weight", "clip.text_projection.weight", "clip.logit_scale"):
+        assert not torch.allclose(trained[name], untrained[name], atol=1e-5)
+    manifest = json.loads((tmp_path / "run" / "checkpoint" / "manifest.json").read_text())
+    assert manifest["tag_transform"]["mean"] == [0.5, 0.5, 0.5]
+
+
+def test_a_frozen_tower_sees_each_image_once(tmp_path: Path) -> None:
+    image, text = pretrained_towers(tmp_path)
+    source = Interrupted(range(16), 32)
+    source.left = 16
+    settings = TrainClipSettings(
+        image_encoder=str(image), text_encoder=str(text), projection_dim=16, steps=8, batch_size=8, device="cpu"
+    )
+    train_clip(settings, source, None, tmp_path / "run", quiet=True)
+    assert source.left == 0
+
+
+# --- train clipseg -------------------------------------------------------------------------------------------
+
+
+def test_train_clipseg_from_a_file_leaves_the_clip_alone(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    source = JsonlPhrases(phrase_file)
+    built = train_clipseg(clipseg(base), source, source.every_sample, tmp_path / "run", quiet=True)
+    before, after = weights(base), weights(built)
+    assert all(torch.equal(after[key], value) for key, value in before.items())
+    model = vlm_core.load(built, device="cpu")
+    image = generate_scene(3).image
+    assert model.segment(image, ["circle", "left square"]).logits.shape == (2, image.height, image.width)
+    last = rows(tmp_path / "run")[-1]
+    assert {"step", "mask_loss", "mean_iou", "foreground_iou", "absent_marked"} <= last.keys()
+    assert "match_loss" not in last
+
+
+def test_train_clipseg_learns_a_phrase(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    source = JsonlPhrases(phrase_file, absent=0.0)
+    settings = clipseg(base, steps=60, batch_size=8, learning_rate=5e-3, dropout=0.0, evaluate_every=60, save_every=20)
+    settings = dataclasses.replace(settings, train_encoders=True)
+    train_clipseg(settings, source, source.every_sample, tmp_path / "run", quiet=True)
+    measured = rows(tmp_path / "run")
+    assert measured[-1]["mask_loss"] < 0.85 * measured[0]["mask_loss"]
+    assert measured[-1]["mean_iou"] > 0.1
+
+
+@pytest.mark.parametrize("train_encoders", [False, True])
+def test_train_clipseg_resumed_equals_uninterrupted(
+    base: Path, scenes: SceneSource, tmp_path: Path, train_encoders: bool
+) -> None:
+    weight = 0.3 if train_encoders else 0.0
+    settings = clipseg(base, train_encoders=train_encoders, contrastive_weight=weight)
+    whole = train_clipseg(settings, scenes, None, tmp_path / "whole", quiet=True)
+    source = Interrupted(range(40), 32)
+    source.left = 4 * 3 + 1  # three steps and a part of the fourth; the state of step 2 is saved
+    with pytest.raises(KeyboardInterrupt):
+        train_clipseg(settings, source, None, tmp_path / "run", quiet=True)
+    source.left = 10**9
+    resumed = train_clipseg(settings, source, None, tmp_path / "run", resume=True, quiet=True)
+    assert same(weights(resumed), weights(whole))
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+    assert same(weights(whole), weights(base)) is False
+    moved = any(not torch.equal(weights(whole)[key], value) for key, value in weights(base).items())
+    assert moved == train_encoders
+
+
+def test_a_finished_run_resumed_changes_nothing(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
+    built = train_clipseg(clipseg(base), scenes, None, tmp_path / "run", quiet=True)
+    before = weights(built)
+    again = train_clipseg(clipseg(base), scenes, None, tmp_path / "run", resume=True, quiet=True)
+    assert same(before, weights(again))
+
+
+def test_bf16_and_stored_halves_and_the_refined_head(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
+    settings = clipseg(base, precision="bf16", store="float16", refined_head=True, taps=(0, 2))
+    built = train_clipseg(settings, scenes, None, tmp_path / "run", quiet=True)
+    assert {value.dtype for value in weights(built).values()} == {torch.float16}
+    model = vlm_core.load(built, device="cpu")
+    assert model.decoder is not None
+    assert model.decoder.config.taps == (0, 2)
+    assert len(model.decoder.config.head_kernels) == 2
+    assert np.isfinite(rows(tmp_path / "run")[-1]["mask_loss"])
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+def test_all_problems_are_listed_before_anything_is_loaded(scenes: SceneSource, tmp_path: Path) -> None:
+    bad = TrainClipSettings(
+        image_encoder="no-such-model",
+        text_encoder="no-such-model",
+        image_args={"depth": 2},
+        steps=0,
+        learning_rate=-1,
+        pooling="max",
+        precision="fp8",
+        batch_size=500,
+    )
+    with pytest.raises(SettingsError) as caught:
+        train_clip(bad, scenes, None, tmp_path / "run")
+    message = str(caught.value)
+    for words in ("steps 0", "learning_rate -1", "'max'", "'fp8'", "image_args", "40 training images"):
+        assert words in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_clipseg_lists_its_problems(scenes: SceneSource, tmp_path: Path) -> None:
+    bad = clipseg(tmp_path, contrastive_weight=0.5, store="int8", phrases_per_image=0, evaluate_every=3, save_every=2)
+    with pytest.raises(SettingsError) as caught:
+        train_clipseg(bad, scenes, None, tmp_path / "run")
+    for words in ("contrastive_weight", "'int8'", "phrases_per_image is 0", "multiple of save_every 2"):
+        assert words in str(caught.value)
+
+
+def test_a_run_is_neither_overwritten_nor_resumed_with_other_settings(
+    base: Path, scenes: SceneSource, tmp_path: Path
+) -> None:
+    with pytest.raises(SettingsError, match="holds a run already: resume it"):
+        train_clip(CLIP, scenes, None, base.parent)
+    other = dataclasses.replace(CLIP, learning_rate=0.5, seed=3)
+    with pytest.raises(SettingsError, match=r"other settings \(learning_rate, seed\)"):
+        train_clip(other, scenes, None, base.parent, resume=True, quiet=True)
+    with pytest.raises(SettingsError, match="no run that could be resumed"):
+        train_clip(CLIP, scenes, None, tmp_path / "nothing", resume=True)
+
+
+# --- parts ---------------------------------------------------------------------------------------------------
+
+
+def test_learning_rate_rises_then_falls() -> None:
+    rates = [learning_rate(step, 100, 1.0) for step in range(100)]
+    assert rates[0] == pytest.approx(1 / 11)
+    assert max(rates) == pytest.approx(1.0, abs=1e-3)
+    assert int(np.argmax(rates)) == 10
+    assert rates[55] == pytest.approx(0.01 + 0.99 * 0.5, abs=0.01)
+    assert rates[-1] == pytest.approx(0.01, abs=0.001)
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+
+
+def test_weight_decay_spares_embeddings_norms_biases_and_the_temperature(base: Path) -> None:
+    clip = vlm_core.load(base, device="cpu").clip.requires_grad_(True)
+    names = {id(parameter): name for name, parameter in clip.named_parameters()}
+    decayed, kept = ([names[id(p)] for p in group["params"]] for group in parameter_groups([clip], 0.1))
+    assert len(decayed) + len(kept) == len(names)
+    assert "logit_scale" in kept
+    assert "visual_projection.weight" in decayed
+    assert {"image_encoder.vit.pos_embed", "image_encoder.vit.cls_token"} <= set(kept)
+    assert not any("embeddings.weight" in name or name.endswith("bias") or "norm" in name for name in decayed)
+
+
+def test_a_vocabulary_knows_its_words_and_spells_the_others() -> None:
+    tokenizer = build_tokenizer(words_of(["A red star, red!"]), 8).tokenizer
+    assert isinstance(tokenizer, PreTrainedTokenizerFast)
+    assert tokenizer.tokenize("Red stars") == ["red", "star", "##s"]
+    assert tokenizer.tokenize("cab") == ["c", "##a", "##b"]
+    assert tokenizer("red star")["input_ids"][0] == tokenizer.cls_token_id
+    ids, mask = build_tokenizer(["red"], 4)(["red red red red red", "red"])
+    assert ids.shape == (2, 4)
+    assert mask.tolist() == [[1, 1, 1, 1], [1, 1, 1, 0]]
+
+
+def test_a_chart_shows_every_series() -> None:
+    flat = [(0.0, 1.0), (10.0, 1.0)]
+    one, three = draw_chart({"loss": flat}), draw_chart({"loss": flat, "iou": flat, "single": [(5.0, 0.5)]})
+    assert three.size == (one.width, 2 * one.height)
+    blue = (np.asarray(three) == (31, 90, 170)).all(axis=-1)
+    half_w, half_h = three.width // 2, three.height // 2
+    assert blue[:half_h, :half_w].any()
+    assert blue[:half_h, half_w:].any()
+    assert blue[half_h:, :half_w].any()
+
+
+# --- the commands --------------------------------------------------------------------------------------------
+
+
+def test_the_commands_train_and_evaluate_from_files(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.jsonl"
+    lines = []
+    for seed in range(6):
+        scene = generate_scene(seed, size=48)
+        scene.image.save(tmp_path / f"{seed}.png")
+        lines.append(json.dumps({"image": f"{seed}.png", "text": scene.captions[0]}))
+    pairs.write_text("\n".join(lines))
+    run = CliRunner()
+    arguments = ["train", "clip", "--train", str(pairs), "--validation", str(pairs), "--out", str(tmp_path / "clip")]
+    image, text = pretrained_towers(tmp_path)
+    arguments += ["--image-encoder", str(image), "--text-encoder", str(text), "--batch-size", "4", "--steps", "2"]
+    result = run.invoke(app, [*arguments, "--device", "cpu", "--quiet"], catch_exceptions=False)
+    assert result.exit_code == 0
+    assert str(tmp_path / "clip" / "checkpoint") in result.output.replace("\n", "")
+
+    arguments = ["train", "clipseg", "--train", str(phrase_file), "--clip", str(base), "--out", str(tmp_path / "seg")]
+    arguments += ["--steps", "2", "--batch-size", "4", "--evaluate-every", "1", "--device", "cpu", "--quiet"]
+    assert run.invoke(app, arguments, catch_exceptions=False).exit_code == 0
+
+    arguments = ["evaluate", "--checkpoint", str(tmp_path / "seg" / "checkpoint"), "--phrases", str(phrase_file)]
+    result = run.invoke(app, [*arguments, "--pairs", str(pairs), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    measured = json.loads(result.stdout)
+    assert 0 <= measured["phrases"]["mean_iou"] <= 1
+    assert measured["phrases"]["absent"] == 8
+    assert measured["pairs"]["images"] == 6
+
+
+def test_evaluate_needs_something_to_measure_on() -> None:
+    result = CliRunner().invoke(app, ["evaluate", "--checkpoint", "demo"])
+    assert result.exit_code == 2
+
+
+def test_a_jsonl_file_trains_a_clip(tmp_path: Path) -> None:
+    path = tmp_path / "pairs.jsonl"
+    scenes = [generate_scene(seed, size=48) for seed in range(8)]
+    for number, scene in enumerate(scenes):
+        scene.image.save(tmp_path / f"{number}.png")
+    path.write_text(
+        "".join(
+            json.dumps({"image": f"{number}.png", "text": text}) + "\n"
+            for number, scene in enumerate(scenes)
+            for text in scene.captions
+        )
+    )
+    source = JsonlPairs(path)
+    built = train_clip(CLIP, source, source, tmp_path / "run", quiet=True)
+    assert vlm_core.load(built, device="cpu").rank(scenes[0].image, list(scenes[0].captions[:2]))
