@@ -23,7 +23,7 @@ from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionStore
 from training_jobs.errors import GivenUpError
-from training_jobs.lock import ProjectLock
+from training_jobs.lock import ProjectLock, release_dead
 from vlm_core.errors import VLMError
 
 log = logging.getLogger(__name__)
@@ -69,6 +69,7 @@ def on_failure(
     project_id = int(job.args[0])
     settings = load_settings()
     _record(settings, job, project_id, "failed", _describe(error) if error else "the job's process ended unexpectedly")
+    release_dead(connection, project_id, job.id)
     TrainingQueue(connection, timeout_s=settings.train_timeout_s).finish(project_id, job.id)
 
 

@@ -26,7 +26,20 @@ if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
 return 1
 """
+_RELEASE_DEAD = """
+local holder = redis.call('GET', KEYS[1])
+if holder and string.sub(holder, 1, #ARGV[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end
+return 0
+"""
 _RELEASE = "if redis.call('GET', KEYS[1]) == ARGV[1] then return redis.call('DEL', KEYS[1]) end return 0"
+
+
+def release_dead(connection: redis.Redis, project_id: int, job_id: str) -> bool:
+    """Release the lock that a job left behind when its process was killed; returns whether it did.
+
+    Only for a job that will not be run again.
+    """
+    return bool(connection.eval(_RELEASE_DEAD, 1, _key(project_id), f"{job_id}:"))
 
 
 class ProjectLock:
@@ -45,7 +58,7 @@ class ProjectLock:
             job_id: of the RQ job.
             ttl_s: after which the lock of a dead job is free; renewed three times within it.
         """
-        self._key = f"vlm:training:{project_id}:lock"
+        self._key = _key(project_id)
         self._project_id = project_id
         self._owner = f"{job_id}:"
         self._value = f"{job_id}:{uuid.uuid4().hex}"
@@ -99,3 +112,7 @@ class ProjectLock:
                 if time.monotonic() - renewed_at > self._ttl_ms / 1000:
                     self._lost.set()
                     return
+
+
+def _key(project_id: int) -> str:
+    return f"vlm:training:{project_id}:lock"

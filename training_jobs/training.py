@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 import vlm_core
 from backend import atomic
@@ -108,6 +109,21 @@ def connect(settings: Settings) -> tuple[LabelStudioClient, ImageFetcher]:
     return client, ImageFetcher(ImageConfig.from_settings(settings), client.authorization)
 
 
+def recipe_config(settings: Settings) -> FinetuneConfig:
+    """The recipe's settings: its defaults, changed by VLM_TRAIN_RECIPE.
+
+    Raises:
+        CannotTrainError: a setting that the recipe does not have, or a value out of range.
+    """
+    try:
+        return FinetuneConfig.model_validate_json(settings.train_recipe or "{}")
+    except ValidationError as error:
+        wrong = "; ".join(
+            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)
+        )
+        raise CannotTrainError(f"VLM_TRAIN_RECIPE: {wrong}") from None
+
+
 def train_version(
     project_id: int,
     settings: Settings,
@@ -129,7 +145,7 @@ def train_version(
         token: fencing token, taken when the job began.
         forced: train even where nothing is new.
         report: see `Report`.
-        config: of the recipe; default: its defaults.
+        config: of the recipe; default: `recipe_config`.
 
     Raises:
         CannotTrainError: the config or the checkpoint does not allow it.
@@ -137,7 +153,7 @@ def train_version(
         LabelStudioError: Label Studio does not answer, or refuses.
         VersionError, OSError: the data directory cannot be read or written.
     """
-    config = config or FinetuneConfig()
+    config = config or recipe_config(settings)
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
     if not plan.prompts:

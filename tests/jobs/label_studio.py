@@ -49,6 +49,11 @@ class LabelStudio:
         self.failing: set[int] = set()
         self.status = 200
         self.url = ""
+        self.asked = threading.Event()
+        """Set when tasks are asked for."""
+        self.free = threading.Event()
+        """Tasks are answered while it is set, as it is at first."""
+        self.free.set()
         self._next = 100
 
     def add_task(self, image: NDArray[np.uint8]) -> int:
@@ -82,6 +87,8 @@ class LabelStudio:
         if path == f"/api/projects/{self.project_id}/":
             return _json({"id": self.project_id, "label_config": self.config})
         if path == "/api/tasks/":
+            self.asked.set()
+            self.free.wait(60)
             size, page = int(query["page_size"][0]), int(query["page"][0])
             tasks = [
                 {"id": number, "data": {"image": f"/data/upload/{number}.png"}, "annotations": found}
