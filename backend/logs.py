@@ -28,6 +28,7 @@ def configure_logging(level: str) -> None:
     Args:
         level: as in `LOG_LEVEL`. Libraries that log addresses stay at WARNING whatever it is.
     """
-    logging.basicConfig(level=level, format=FORMAT, force=True)
+    logging.basicConfig(format=FORMAT)
+    logging.getLogger().setLevel(level)
     for name in _LOUD:
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -34,7 +34,6 @@ def run_server(settings: Settings, *, with_worker: bool = False) -> int:
     Returns:
         The process's exit code: 0 after a signal, 1 when the address cannot be listened on.
     """
-    configure_logging(settings.log_level)
     try:
         listener = _listen(settings.host, settings.port)
     except OSError as error:
@@ -44,6 +43,7 @@ def run_server(settings: Settings, *, with_worker: bool = False) -> int:
             file=sys.stderr,
         )
         return 1
+    configure_logging(settings.log_level)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,  # ours, set above
