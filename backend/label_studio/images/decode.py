@@ -30,7 +30,7 @@ def decode_image(data: bytes, *, max_pixels: int, name: str) -> Image.Image:
         name: how to call the image in errors.
 
     Returns:
-        RGB, 8 bit, EXIF orientation applied; of an animation the first frame. What is transparent is laid on
+        RGB, 8 bit, turned as browsers turn it (EXIF); of an animation the first frame. What is transparent is laid on
         white, 16-bit grey is scaled from its full range.
 
     Raises:
@@ -78,10 +78,14 @@ def _known_formats() -> tuple[str, ...]:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; EXIF that cannot be read turns nothing."""
+    """Apply the orientation that browsers apply, seen in Chromium: EXIF's, not XMP's, and none in WebP."""
+    if image.format == "WEBP":
+        return image
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # The pixels are read already, and EXIF is parsed by the same kind of code as above.
+    except Exception:  # EXIF that cannot be read turns nothing; Pillow's reader raises nearly anything.
         return image
 
 

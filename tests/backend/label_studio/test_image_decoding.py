@@ -96,11 +96,28 @@ def test_orientation_is_applied() -> None:
     stored = upright.transpose(Image.Transpose.ROTATE_90)
     exif = Image.Exif()
     exif[0x0112] = 6
-    for file_format in ("JPEG", "PNG", "WEBP"):
+    for file_format in ("JPEG", "PNG", "AVIF"):
         image = decoded(encoded(stored, file_format, exif=exif))
         assert image.size == (16, 8)
         assert image.getpixel((1, 4))[0] > 200  # type: ignore[index]
         assert image.getpixel((14, 4))[2] > 200  # type: ignore[index]
+
+
+XMP = (
+    b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#">'
+    b'<rdf:Description rdf:about="" xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6"/>'
+    b"</rdf:RDF></x:xmpmeta>"
+)
+
+
+def test_what_browsers_do_not_turn_is_not_turned() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    stored = Image.new("RGB", (8, 16), "red")
+    assert decoded(encoded(stored, "WEBP", exif=exif)).size == (8, 16)
+    with_xmp = encoded(stored, "JPEG", xmp=XMP)
+    assert Image.open(io.BytesIO(with_xmp)).getexif()[0x0112] == 6  # Pillow reads it there
+    assert decoded(with_xmp).size == (8, 16)
 
 
 def test_broken_exif_turns_nothing() -> None:
