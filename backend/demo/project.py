@@ -65,8 +65,8 @@ def label_config() -> str:
 {labels}
     </BrushLabels>
   </View>
-  <View style="flex: 1 1 auto; padding-right: 4em">
-    <Image name="image" value="$image" zoom="true" zoomControl="true"/>
+  <View style="flex: 1 1 0; min-width: 0">
+    <Image name="image" value="$image" maxWidth="500px" zoom="true" zoomControl="true"/>
   </View>
 </View>"""
 

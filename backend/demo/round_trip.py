@@ -28,7 +28,7 @@ LEAST_GAIN = 0.25
 """What the new shape must gain, IoU."""
 MOST_LOSS = 0.05
 """What a known shape may lose, IoU."""
-_TRAINING_S = 1200.0
+_TRAINING_S = 1800.0
 
 
 @dataclass(frozen=True)

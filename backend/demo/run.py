@@ -22,7 +22,7 @@ from backend.label_studio.errors import LabelStudioError
 
 DEFAULT_DIR = Path(".demo")
 _PORT, _BACKEND_PORT = 8080, 9090
-_PICTURES = 32
+_PICTURES, _TRAIN_AFTER = 32, 4
 _CHECK_PICTURES, _CHECK_LEFT_ALONE, _CHECK_SCENES = 56, 8, 100
 
 
@@ -73,7 +73,8 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> int:
 def _show(options: DemoOptions, say: Callable[[str], None]) -> int:
     """Start everything and wait for a person to end it."""
     data_dir = options.data_dir or DEFAULT_DIR
-    stack_options = _stack_options(options, data_dir, options.port or _PORT, options.backend_port or _BACKEND_PORT)
+    ports = options.port or _PORT, options.backend_port or _BACKEND_PORT
+    stack_options = _stack_options(options, data_dir, *ports, train_after=_TRAIN_AFTER)
     with _only_one(data_dir), Supervisor(data_dir / "logs", say) as supervisor:
         stack = start_stack(supervisor, stack_options, say)
         try:
@@ -101,10 +102,13 @@ def _check(options: DemoOptions, say: Callable[[str], None]) -> int:
     else:
         data_dir = options.data_dir
     ports = options.port or free_port(), options.backend_port or free_port()
+    # One training, of all corrections: what the first few alone would teach is not what is measured.
+    train_after = _CHECK_PICTURES - _CHECK_LEFT_ALONE
+    stack_options = _stack_options(options, data_dir, *ports, train_after=train_after)
     succeeded = False
     try:
         with _only_one(data_dir), Supervisor(data_dir / "logs", say) as supervisor:
-            stack = start_stack(supervisor, _stack_options(options, data_dir, *ports), say)
+            stack = start_stack(supervisor, stack_options, say)
             with stack.client() as client:
                 if find_project(client) is not None:
                     raise DemoError(f"{data_dir} holds an earlier demo; a check needs a new directory")
@@ -147,8 +151,10 @@ def _pre_label(stack: Stack, client: LabelStudioClient, project_id: int) -> None
     require_predictions(client, project_id, task_ids, version=served_version(client, project_id))
 
 
-def _stack_options(options: DemoOptions, data_dir: Path, port: int, backend_port: int) -> StackOptions:
-    return StackOptions(data_dir, port, backend_port, options.label_studio, options.checkpoint)
+def _stack_options(
+    options: DemoOptions, data_dir: Path, port: int, backend_port: int, *, train_after: int
+) -> StackOptions:
+    return StackOptions(data_dir, port, backend_port, options.label_studio, options.checkpoint, train_after)
 
 
 def _where_to_look(stack: Stack, project_id: int) -> str:
@@ -158,8 +164,8 @@ def _where_to_look(stack: Stack, project_id: int) -> str:
             {stack.credentials.password}
 
   Every picture already carries masks and a description: open one. The model was never shown a star: mark the
-  stars of a few pictures, correct the rest and submit. A training job starts by itself; when a better version is
-  there, select pictures and choose Actions > Retrieve Predictions.
+  stars of a dozen pictures, correct the rest and submit. Training starts by itself after every few; when a better
+  version is there, select pictures and choose Actions > Retrieve Predictions.
 
   Logs      {stack.options.data_dir / "logs"}
   Jobs      VLM_DATA_DIR={stack.vlm_dir} vlm jobs

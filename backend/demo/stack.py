@@ -38,6 +38,7 @@ class StackOptions:
         port: Label Studio's, on 127.0.0.1.
         backend_port: the backend's, on 127.0.0.1.
         checkpoint: what the backend serves before anything is learned.
+        train_after: new annotations that start a training by themselves.
     """
 
     data_dir: Path
@@ -45,6 +46,7 @@ class StackOptions:
     backend_port: int
     label_studio: Path | None = None
     checkpoint: str = "demo"
+    train_after: int = 4
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,7 @@ def start_stack(supervisor: Supervisor, options: StackOptions, say: Callable[[st
         _KEPT,
         VLM_CHECKPOINT=options.checkpoint,
         VLM_DATA_DIR=str(data_dir / "vlm"),
+        VLM_TRAIN_MIN_ANNOTATIONS=str(options.train_after),
         VLM_HOST="127.0.0.1",
         PORT=str(options.backend_port),
         VLM_WEBHOOK_SECRET=credentials.webhook_secret,

@@ -62,7 +62,6 @@ def drawn_regions(page: Page) -> npt.NDArray[np.bool_]:
         ".konvajs-content canvas", "layers => layers.map(layer => layer.toDataURL('image/png'))"
     )
     layers = [Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGBA") for text in encoded]
-    alphas = [np.asarray(layer)[..., 3] for layer in layers]
-    # The picture itself is the layer that is opaque everywhere. Regions are half transparent with soft edges.
-    regions = [alpha > alpha.max() / 2 for alpha in alphas if not (alpha == 255).all()]
-    return np.any(regions, axis=0)  # type: ignore[no-any-return]
+    # The first layer is the picture. Regions are half transparent, with soft edges.
+    alphas = [np.asarray(layer)[..., 3] for layer in layers[1:]]
+    return np.any([alpha > alpha.max() / 2 for alpha in alphas], axis=0)  # type: ignore[no-any-return]

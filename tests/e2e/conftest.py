@@ -24,7 +24,10 @@ def supervisor(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Supervisor]
 @pytest.fixture(scope="session")
 def stack(supervisor: Supervisor, tmp_path_factory: pytest.TempPathFactory) -> Stack:
     data_dir = tmp_path_factory.mktemp("stack")
-    return start_stack(supervisor, StackOptions(data_dir, free_port(), free_port(), label_studio_executable()))
+    options = StackOptions(
+        data_dir, free_port(), free_port(), label_studio_executable(), train_after=PICTURES - LEFT_ALONE
+    )
+    return start_stack(supervisor, options)
 
 
 @pytest.fixture(scope="session")
