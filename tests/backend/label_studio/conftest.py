@@ -220,6 +220,8 @@ class FakeLabelStudio:
             return httpx.Response(204)
         if "url" not in body or "project" not in body:
             return self._error(500, "MLBackend.healthcheck_() missing 1 required positional argument: 'url'")
+        if body.get("auth_method") == "BASIC_AUTH" and not {"basic_auth_user", "basic_auth_pass"} <= set(body):
+            return self._error(400, "Validation error", {"non_field_errors": ["Authentication username and password"]})
         changed = {**item, **body}
         if body.get("basic_auth_pass") == "":
             changed["basic_auth_pass"] = item.get("basic_auth_pass")
