@@ -193,6 +193,57 @@ def test_no_request_is_lost_however_they_interleave(queue: TrainingQueue, jobs: 
     assert queue.status(7) is None
 
 
+class Interrupted(redis.Redis):
+    """A client in which something else happens once between a transaction's reading and its writing."""
+
+    def __init__(self, server: redis.Redis, meanwhile: Callable[[], object]) -> None:
+        super().__init__(connection_pool=server.connection_pool)
+        self.meanwhile: Callable[[], object] | None = meanwhile
+
+    def pipeline(self, transaction: bool = True, shard_hint: str | None = None) -> redis.client.Pipeline:
+        pipe = super().pipeline(transaction, shard_hint)
+        original = pipe.multi
+
+        def multi() -> None:
+            meanwhile, self.meanwhile = self.meanwhile, None
+            if meanwhile is not None:
+                meanwhile()
+            original()
+
+        pipe.multi = multi  # type: ignore[method-assign]
+        return pipe
+
+
+def test_a_request_between_the_last_look_and_the_end_of_a_job_is_not_lost(
+    queue: TrainingQueue, connection: redis.Redis
+) -> None:
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    queue.begin(7, job_id)
+    Job.fetch(job_id, connection=connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
+    ending = TrainingQueue(Interrupted(connection, lambda: queue.request_training(7, reason="ANNOTATION_CREATED")))
+    following = ending.finish(7, job_id)
+    assert following is not None
+    assert current_job(queue) == following
+
+
+def test_a_job_that_ends_while_a_request_comes_does_not_swallow_it(
+    queue: TrainingQueue, connection: redis.Redis
+) -> None:
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    queue.begin(7, job_id)
+    Job.fetch(job_id, connection=connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
+    asking = TrainingQueue(Interrupted(connection, lambda: queue.finish(7, job_id)))
+    outcome = asking.request_training(7, reason="ANNOTATION_CREATED")
+    assert outcome.state == "queued"
+    assert outcome.job_id != job_id
+
+
+def test_a_request_while_a_job_begins_is_seen_or_followed(queue: TrainingQueue, connection: redis.Redis) -> None:
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    beginning = TrainingQueue(Interrupted(connection, lambda: queue.request_training(7, reason=START_TRAINING)))
+    assert beginning.begin(7, job_id) == Begun(seen=2, forced=True)
+
+
 def test_a_job_that_waits_for_its_retry_covers_new_requests(
     queue: TrainingQueue, jobs: Jobs, connection: redis.Redis
 ) -> None:

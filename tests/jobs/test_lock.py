@@ -1,0 +1,69 @@
+"""The project lock on a real Redis."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import redis
+
+from backend.redis_server import connect_redis, release_server
+from training_jobs.errors import LockLostError, ProjectBusyError
+from training_jobs.lock import ProjectLock, release_dead
+
+KEY = "vlm:training:7:lock"
+
+
+@pytest.fixture
+def connection(tmp_path: Path) -> Iterator[redis.Redis]:
+    yield connect_redis(SimpleNamespace(data_dir=tmp_path, redis_url=None))
+    release_server(tmp_path / "redis")
+
+
+def test_one_job_at_a_time(connection: redis.Redis) -> None:
+    with ProjectLock(connection, 7, "a") as lock:
+        lock.check()
+        with pytest.raises(ProjectBusyError, match="project 7"), ProjectLock(connection, 7, "b"):
+            pass
+        with ProjectLock(connection, 8, "b"):
+            pass
+        assert 0 < connection.pttl(KEY) <= 60_000
+    assert not connection.exists(KEY)
+    with ProjectLock(connection, 7, "b"):
+        pass
+
+
+def test_the_lock_is_kept_while_the_job_lives_and_is_free_after_its_death(connection: redis.Redis) -> None:
+    with ProjectLock(connection, 7, "a", ttl_s=0.3) as lock:
+        deadline = time.monotonic() + 1.0
+        while time.monotonic() < deadline:
+            assert connection.exists(KEY)
+            time.sleep(0.01)
+        lock.check()
+    # As a killed job leaves it: nobody renews.
+    connection.set(KEY, "dead:1", px=50)
+    while connection.exists(KEY):
+        time.sleep(0.01)
+    with ProjectLock(connection, 7, "b"):
+        pass
+
+
+def test_a_second_run_of_the_same_job_takes_over(connection: redis.Redis) -> None:
+    with ProjectLock(connection, 7, "a", ttl_s=0.3) as first, ProjectLock(connection, 7, "a", ttl_s=0.3) as second:
+        assert first._lost.wait(5)
+        with pytest.raises(LockLostError):
+            first.check()
+        second.check()
+    assert not connection.exists(KEY)
+
+
+def test_an_id_that_begins_alike_is_another_job(connection: redis.Redis) -> None:
+    with ProjectLock(connection, 7, "train-1"):
+        with pytest.raises(ProjectBusyError), ProjectLock(connection, 7, "train"):
+            pass
+        assert release_dead(connection, 7, "train") is False
+        assert release_dead(connection, 7, "train-1") is True
+        assert not connection.exists(KEY)
