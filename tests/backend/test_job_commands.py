@@ -1,0 +1,150 @@
+"""`vlm jobs`, `vlm versions` and the history of jobs that they read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from backend import job_history
+from backend.cli import app
+from backend.job_commands import jobs_report, use_version, versions_report
+from backend.job_history import JobHistory, JobRecord, LabelChange
+from backend.queue import TrainingQueue
+from backend.redis_server import connect_redis, release_server
+from backend.settings import Settings
+from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionNotFoundError, VersionStore
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    yield Settings(data_dir=tmp_path, checkpoint="demo")
+    release_server(tmp_path / "redis")
+
+
+def record(number: int, project_id: int = 7, **changes: object) -> JobRecord:
+    fields: dict[str, object] = {
+        "job_id": f"train-p{project_id}-{number:03d}",
+        "project_id": project_id,
+        "outcome": "published",
+        "reason": "mean IoU +0.200 over 10 images",
+        "started_at": START + timedelta(minutes=number),
+        "ended_at": START + timedelta(minutes=number, seconds=30),
+        "version": number,
+        "labels": {"star": LabelChange(before=0.1, after=0.6, images=10)},
+    }
+    return JobRecord(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def make_version(settings: Settings, project_id: int = 7, decision: str = "better") -> None:
+    draft = ManifestDraft(
+        base=BaseCheckpoint(name="demo", fingerprint="a" * 64),
+        recipe=RecipeRecord(name="finetune_decoder"),
+        seed=0,
+        decision=decision,  # type: ignore[arg-type]
+        reason="because",
+    )
+    VersionStore(settings.data_dir).write(project_id, {"w": torch.zeros(1)}, draft, {})
+
+
+def run(settings: Settings, *arguments: str) -> tuple[int, str]:
+    environment = {"VLM_DATA_DIR": str(settings.data_dir), "COLUMNS": "200", "REDIS_URL": ""}
+    result = CliRunner().invoke(app, list(arguments), env=environment)
+    return result.exit_code, result.output
+
+
+def test_history_comes_back_newest_first(settings: Settings) -> None:
+    history = JobHistory(settings.data_dir)
+    for item in (record(2), record(1), record(3, project_id=8)):
+        history.add(item)
+    assert [item.job_id for item in history.list()] == ["train-p8-003", "train-p7-002", "train-p7-001"]
+    assert history.list(7) == [record(2), record(1)]
+    assert history.list(9) == []
+
+
+def test_history_is_bounded_and_survives_a_damaged_file(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(job_history, "KEPT_PER_PROJECT", 3)
+    history = JobHistory(settings.data_dir)
+    for number in range(5):
+        history.add(record(number))
+    assert [item.version for item in history.list(7)] == [4, 3, 2]
+    newest = max((settings.data_dir / "projects" / "7" / "jobs").iterdir())
+    newest.write_text("{")
+    assert [item.version for item in history.list(7)] == [3, 2]
+
+
+def test_jobs_are_shown_without_redis(settings: Settings) -> None:
+    JobHistory(settings.data_dir).add(record(1))
+    code, output = run(settings, "jobs", "--project", "7", "--json")
+    report = json.loads(output)
+    assert code == 0
+    assert report["live"] == []
+    assert "no Redis runs" in report["queue"]
+    assert not (settings.data_dir / "redis").exists()  # looking starts nothing
+    (ended,) = report["ended"]
+    assert (ended["outcome"], ended["version"], ended["seconds"]) == ("published", 1, 30.0)
+    code, table = run(settings, "jobs")
+    assert code == 0
+    assert "version 1: mean IoU +0.200 over 10 images" in table
+    assert "star: IoU 0.10 to 0.60 (10 images)" in table
+
+
+def test_waiting_jobs_are_shown(settings: Settings) -> None:
+    queue = TrainingQueue(connect_redis(settings))
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    queue.request_training(8, reason="ANNOTATION_CREATED")
+    report = jobs_report(settings, project_id=8)
+    assert report["queue"] == "running"
+    (live,) = report["live"]
+    assert (live["project_id"], live["state"], live["reason"]) == (8, "queued", "ANNOTATION_CREATED")
+    json.dumps(report)
+    assert "ANNOTATION_CREATED" in run(settings, "jobs")[1]
+
+
+def test_versions_are_shown_and_chosen(settings: Settings) -> None:
+    make_version(settings)
+    make_version(settings, decision="not better")
+    make_version(settings, project_id=8)
+    assert [row["serves"] for row in versions_report(settings, 7)] == [False, False]
+    assert run(settings, "versions", "7", "--use", "2")[0] == 0
+    assert [(row["number"], row["serves"]) for row in versions_report(settings, 7)] == [(1, False), (2, True)]
+    code, output = run(settings, "versions", "--json")
+    rows = json.loads(output)
+    assert code == 0
+    assert [(row["project_id"], row["number"]) for row in rows] == [(7, 1), (7, 2), (8, 1)]
+    assert "not better: because" in run(settings, "versions", "7")[1]
+    use_version(settings, 7, 0)
+    assert VersionStore(settings.data_dir).current(7) is None
+
+
+def test_a_running_training_cannot_publish_over_a_choice(settings: Settings) -> None:
+    make_version(settings)
+    store = VersionStore(settings.data_dir)
+    token = store.next_token(7)
+    use_version(settings, 7, 0)
+    with pytest.raises(Exception, match="newest token"):
+        store.publish(7, 1, token)
+
+
+def test_a_damaged_version_is_shown_as_such(settings: Settings) -> None:
+    make_version(settings)
+    make_version(settings)
+    use_version(settings, 7, 2)
+    (settings.data_dir / "projects" / "7" / "versions" / "002" / "weights.safetensors").unlink()
+    rows = versions_report(settings, 7)
+    assert rows[0]["error"] is None
+    assert "weights.safetensors" in rows[1]["error"]
+    assert run(settings, "versions", "7", "--use", "1")[0] == 0  # the remedy that the error names
+    with pytest.raises(VersionNotFoundError):
+        use_version(settings, 7, 9)
+
+
+def test_choosing_needs_a_project(settings: Settings) -> None:
+    assert run(settings, "versions", "--use", "1")[0] == 2
