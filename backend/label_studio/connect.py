@@ -184,8 +184,7 @@ def _ensure_backend(
             )
             what = ", ".join(name.replace("_", " ") for name in differs) or "password"
             diary.changes.append(f"updated the connection ({what})")
-            if not _same_url(old_url, backend_url):
-                _remove_webhooks(client, project_id, old_url, backend_url, diary)
+            _remove_webhooks(client, project_id, old_url, backend_url, diary)
     first = entries[0] if entries else entry
     if int(first["id"]) != int(entry["id"]) and first not in ours:
         diary.warnings.append(

@@ -125,14 +125,15 @@ def test_a_webhook_that_was_switched_off_or_deleted_is_mended(label_studio: Any,
     assert_connected(label_studio)
 
 
-def test_a_backend_that_moved_takes_its_connection_along(label_studio: Any, client: Any) -> None:
-    connect_project(client, 1, URL, webhook_secret=SECRET)
+@pytest.mark.parametrize("secret", [SECRET, None])
+def test_a_backend_that_moved_takes_its_connection_along(secret: str | None, label_studio: Any, client: Any) -> None:
+    connect_project(client, 1, URL, webhook_secret=secret)
     number = label_studio.backends[0]["id"]
     label_studio.reachable["http://new:9090"] = (V0, None)
-    report = connect_project(client, 1, "http://new:9090", webhook_secret=SECRET)
+    report = connect_project(client, 1, "http://new:9090", webhook_secret=secret)
     assert report.ml_backend_id == number
-    assert_connected(label_studio, "http://new:9090")
-    assert_repeats(label_studio, client, "http://new:9090", webhook_secret=SECRET)
+    assert_connected(label_studio, "http://new:9090", secret=secret)
+    assert_repeats(label_studio, client, "http://new:9090", webhook_secret=secret)
 
 
 def test_a_second_connection_to_this_backend_is_removed(label_studio: Any, client: Any) -> None:
