@@ -20,7 +20,7 @@ import httpx
 from backend.demo.processes import Child, DemoError, Supervisor, child_environment
 
 LABEL_STUDIO_VERSION = "1.23.2"
-_FIRST_START_S = 240.0
+_FIRST_START_S = 600.0
 
 
 @dataclass(frozen=True)

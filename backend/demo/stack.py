@@ -25,7 +25,7 @@ from backend.redis_server import connect_redis
 
 _KEPT = ("VLM_DEVICE", "VLM_DTYPE", "LOG_LEVEL")
 """Settings of the user's shell that are the machine's business and are passed on; all others are the demo's."""
-_MODEL_LOAD_S = 300.0
+_MODEL_LOAD_S = 600.0
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def start_stack(supervisor: Supervisor, options: StackOptions, say: Callable[[st
     remedy = "Mend what its log says and start again."
     # The backend before the worker: it makes the embedded Redis that both use.
     backend = supervisor.start("backend", [*vlm, "serve"], env=environment, cwd=data_dir, remedy=remedy)
-    supervisor.wait_for("the backend to answer", lambda: answers(f"{backend_url}/health"), timeout_s=120.0)
+    supervisor.wait_for("the backend to answer", lambda: answers(f"{backend_url}/health"), timeout_s=300.0)
     worker = supervisor.start("worker", [*vlm, "worker"], env=environment, cwd=data_dir, remedy=remedy)
     wait_for_label_studio(supervisor, label_studio_url)
     supervisor.wait_for(
