@@ -137,12 +137,12 @@ class EmbeddedConnection(UnixDomainSocketConnection):
         """
         self._directory = Path(embedded_directory)
         self._may_start = may_start
-        super().__init__(path=str(_socket_path(self._directory)), **kwargs)
+        super().__init__(path=str(_socket_path(self._directory)), **kwargs)  # type: ignore[no-untyped-call]
 
     def _connect(self) -> socket.socket:
         self.path = str(_socket_path(self._directory))
         try:
-            return super()._connect()  # type: ignore[no-any-return]
+            return super()._connect()  # type: ignore[no-any-return, no-untyped-call]
         except OSError:
             if not self._may_start:
                 raise
@@ -150,7 +150,7 @@ class EmbeddedConnection(UnixDomainSocketConnection):
             self.path = str(ensure_server(self._directory))
         except RedisUnavailableError as error:
             raise redis.ConnectionError(str(error)) from error
-        return super()._connect()  # type: ignore[no-any-return]
+        return super()._connect()  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _OwnedServer:
