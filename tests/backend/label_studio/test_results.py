@@ -81,7 +81,7 @@ def test_a_brush_region_is_valid_and_decodes_to_its_mask(mask: Mask) -> None:
 
 
 @given(
-    st.tuples(st.integers(1, 5000), st.integers(1, 5000)),
+    st.tuples(st.integers(1, 2000), st.integers(1, 2000)),
     st.tuples(*[st.floats(0, 1, allow_subnormal=False)] * 4),
 )
 def test_a_box_comes_back_as_its_pixels(size_hw: tuple[int, int], corners: tuple[float, ...]) -> None:
