@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import redis
 from rq import get_current_job
@@ -25,6 +25,9 @@ from backend.versions import VersionStore
 from training_jobs.errors import GivenUpError
 from training_jobs.lock import ProjectLock, release_dead
 from vlm_core.errors import VLMError
+
+if TYPE_CHECKING:
+    from backend.label_studio.client import LabelStudioClient
 
 log = logging.getLogger(__name__)
 
@@ -99,12 +102,23 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
             forced=forced,
             report=_Reporter(job, lock.check),
         )
+        if result.outcome == "published" and result.version is not None:
+            queue.announce_version(project_id, result.version)
+            _tell_label_studio(client, project_id)
     log.info("project=%d job=%s %s: %s", project_id, job.id, result.outcome, result.reason)
     _record(settings, job, project_id, **vars(result))
-    if result.outcome == "published" and result.version is not None:
-        queue.announce_version(project_id, result.version)
     queue.finish(project_id, job.id)
     return {"outcome": result.outcome, "reason": result.reason, "version": result.version}
+
+
+def _tell_label_studio(client: LabelStudioClient, project_id: int) -> None:
+    """Let Label Studio learn of the new version, so that its score column follows; a failure costs only that."""
+    from backend.label_studio.connect import refresh_version
+
+    try:
+        refresh_version(client, project_id)
+    except LabelStudioError as error:
+        log.warning("project=%d Label Studio was not told of the new version: %s", project_id, error)
 
 
 class _Reporter:

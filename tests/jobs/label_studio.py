@@ -54,6 +54,8 @@ class LabelStudio:
         self.free = threading.Event()
         """Tasks are answered while it is set, as it is at first."""
         self.free.set()
+        self.backends_listed = 0
+        """How often the project's connections were asked for; there are none."""
         self._next = 100
 
     def add_task(self, image: NDArray[np.uint8]) -> int:
@@ -86,6 +88,9 @@ class LabelStudio:
             return self.status, "text/plain", b"away"
         if path == f"/api/projects/{self.project_id}/":
             return _json({"id": self.project_id, "label_config": self.config})
+        if path.rstrip("/") == "/api/ml":
+            self.backends_listed += 1
+            return _json([])
         if path == "/api/tasks/":
             self.asked.set()
             self.free.wait(60)

@@ -92,6 +92,7 @@ def test_a_request_becomes_a_better_version(
     assert (notice.project_id, notice.number) == (7, 1)
     job = fetch(connection, job_id)
     assert job.return_value()["outcome"] == "published"
+    assert label_studio.backends_listed == 1  # so that Label Studio's score column follows the version
     assert queue.status(7) is None
     report = jobs_report(settings, project_id=7)
     assert (report["queue"], report["live"]) == ("running", [])
