@@ -40,7 +40,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def serving(checkpoint: Path, data_dir: Path, **settings: Any) -> Iterator[TestClient]:
     made = Settings(
-        checkpoint=str(checkpoint), data_dir=data_dir, device="cpu", redis_url="redis://127.0.0.1:1", **settings
+        checkpoint=str(checkpoint),
+        data_dir=data_dir,
+        device="cpu",
+        redis_url="redis://127.0.0.1:1",
+        predict_deadline_s=1800,  # what is late on a busy machine is not what these tests are about
+        **settings,
     )
     with TestClient(create_app(made)) as client:
         deadline = time.monotonic() + 60
