@@ -56,7 +56,7 @@ def ensure(environment: Path, arguments: Sequence[str], root: Path) -> bool:
             remedy = "see above. On Debian and Ubuntu: apt install python3-venv"
             raise SystemExit(f"{sys.executable} could not create {environment}: {remedy}")
     print(f"Installing into {environment} (the first time takes minutes and some GB)", flush=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    pip = [str(python), "-m", "pip", "install", "-qq", "--disable-pip-version-check"]  # errors only
     if subprocess.run([*pip, *arguments], cwd=root).returncode:
         raise SystemExit(f"pip could not install into {environment}: see above. Mend it and run make again.")
     stamp.write_text(expected + "\n")

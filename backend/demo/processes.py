@@ -127,7 +127,9 @@ class Supervisor:
             DemoError: the command cannot be started.
         """
         log = self.log_dir / (name.lower().replace(" ", "-") + ".log")
-        with log.open("ab") as output:
+        if log.exists():
+            log.replace(log.with_suffix(".previous.log"))  # what an error shows must be of this run
+        with log.open("wb") as output:
             try:
                 process = subprocess.Popen(
                     argv,

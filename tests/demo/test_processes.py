@@ -61,6 +61,15 @@ def gone(process: psutil.Process) -> bool:
     return not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
 
 
+def test_a_log_holds_one_run_and_the_one_before_is_kept(tmp_path: Path) -> None:
+    for word in ("first", "second"):
+        with Supervisor(tmp_path / "logs") as supervisor:
+            child = start(supervisor, [sys.executable, "-c", f"print('{word}')"], tmp_path, "writer")
+            psutil.wait_procs([child])
+    assert (tmp_path / "logs" / "writer.log").read_text() == "second\n"
+    assert (tmp_path / "logs" / "writer.previous.log").read_text() == "first\n"
+
+
 def test_leaving_ends_all_children(tmp_path: Path) -> None:
     with Supervisor(tmp_path / "logs") as supervisor:
         processes = [start(supervisor, SLEEPER, tmp_path, f"child {n}") for n in range(3)]
@@ -149,6 +158,21 @@ def test_a_taken_port_is_named_with_its_holder_and_the_remedy() -> None:
             require_free_port(port, "the tea party", "Move down.")
     for part in (str(port), "the tea party", f"process {os.getpid()}", "Move down."):
         assert part in str(caught.value)
+
+
+def test_the_command_reports_a_taken_port_and_starts_nothing(tmp_path: Path) -> None:
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", 0))
+        holder.listen()
+        port = str(holder.getsockname()[1])
+        command = [sys.executable, "-m", "backend.cli", "demo", "--data-dir", str(tmp_path / "demo")]
+        command += ["--label-studio", sys.executable, "--port", port]
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert ended.returncode == 1
+    assert f"Port {port}" in ended.stderr
+    assert "DEMO_PORT" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert list((tmp_path / "demo" / "logs").iterdir()) == []
 
 
 def test_a_free_port_is_accepted() -> None:
