@@ -20,6 +20,7 @@ from backend.settings import Settings, child_environment
 
 log = logging.getLogger(__name__)
 
+_BACKLOG = 2048
 _GRACE_S = 10
 """For requests under way when the server ends, and for the worker to give up its job."""
 
@@ -70,6 +71,8 @@ def _listen(host: str, port: int) -> socket.socket:
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        # Already now: whoever connects between our saying so and the server's start is answered, not refused.
+        listener.listen(_BACKLOG)
     except BaseException:
         listener.close()
         raise
