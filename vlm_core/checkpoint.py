@@ -192,7 +192,9 @@ def save(
             "about": dict(about or {}),
         }
         (staging / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        staging.chmod(0o755)  # mkdtemp's directories are private, a checkpoint is not
+        # mkdtemp and safetensors make private files; a checkpoint may be read by another user, a server's say
+        staging.chmod(0o755)
+        (staging / WEIGHTS).chmod(0o644)
         if directory.exists():
             old = Path(tempfile.mkdtemp(prefix=f".{directory.name}-old-", dir=directory.parent))
             directory.rename(old / "replaced")

@@ -1,7 +1,8 @@
 """Rebuild the demo checkpoint: `python -m vlm_core.demo.build`.
 
-Both recipes, one after the other, on generated scenes: `train clip` on captions, then `train clipseg` with
-the encoders learning on. Interrupted, it goes on where it was when started again with `--resume`.
+Both recipes on generated scenes: a little of `train clip` on captions, then `train clipseg` twice with the
+encoders learning on, first on bare names of shapes, then on all phrases and on captions again. Interrupted, it
+goes on where it was when started again with `--resume`.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ import argparse
 import json
 import shutil
 import time
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from vlm_core import checkpoint
@@ -22,8 +25,8 @@ from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 
 SIDE = 96
-SCENES = 10_000
-VALIDATION_SEEDS = range(1_000_000, 1_000_080)
+SCENES = 12_000
+VALIDATION_SEEDS = range(1_000_000, 1_000_040)
 FINAL_SEEDS = range(2_000_000, 2_000_300)
 
 CLIP_SETTINGS = TrainClipSettings(
@@ -31,70 +34,89 @@ CLIP_SETTINGS = TrainClipSettings(
     image_args={
         "img_size": SIDE,
         "patch_size": 8,
-        "embed_dim": 192,
-        "depth": 6,
-        "num_heads": 3,
+        "embed_dim": 128,
+        "depth": 5,
+        "num_heads": 4,
         "global_pool": "avg",
+        "weight_init": "jax",
+        "stem_widths": [32, 64, 128],
     },
     text_encoder="scratch:distilbert",
-    text_args={"dim": 128, "hidden_dim": 512, "n_layers": 2, "n_heads": 4, "dropout": 0.0, "attention_dropout": 0.0},
+    text_args={
+        "dim": 128,
+        "hidden_dim": 512,
+        "n_layers": 2,
+        "n_heads": 4,
+        "initializer_range": 0.06,
+        "dropout": 0.0,
+        "attention_dropout": 0.0,
+    },
     image_size=SIDE,
     crop=False,
     max_tokens=32,
     projection_dim=128,
-    steps=300,
-    batch_size=64,
-    learning_rate=1e-3,
+    steps=40,
+    batch_size=32,
+    learning_rate=3e-4,
     weight_decay=0.05,
-    evaluate_every=100,
-    validation_images=100,
+    evaluate_every=40,
+    validation_images=40,
     precision="bf16",
     name="demo",
 )
 
 
-def clipseg_settings(clip: Path, steps: int) -> TrainClipsegSettings:
-    """The second recipe's settings, on the first one's checkpoint."""
-    return TrainClipsegSettings(
-        clip=str(clip),
-        taps=(2, 5),
-        reduce_dim=64,
-        num_heads=2,
-        mlp_width=256,
-        dropout=0.0,
-        train_encoders=True,
-        contrastive_weight=0.2,
-        dice_weight=0.5,
-        phrases_per_image=5,
-        steps=steps,
-        batch_size=32,
-        learning_rate=1.2e-3,
-        weight_decay=0.02,
-        evaluate_every=400,
-        save_every=200,
-        precision="bf16",
-        store="float16",
-        name="demo",
-    )
+NAMES_SETTINGS = TrainClipsegSettings(
+    clip="",
+    taps=(2, 4),
+    reduce_dim=64,
+    num_heads=2,
+    mlp_width=256,
+    dropout=0.0,
+    train_encoders=True,
+    dice_weight=1.0,
+    phrases_per_image=5,
+    steps=800,
+    batch_size=24,
+    learning_rate=8e-4,
+    weight_decay=0.02,
+    evaluate_every=800,
+    save_every=50,
+    precision="bf16",
+    store="float16",
+    name="demo",
+)
+"""Second part: the shapes' bare names. With colours in the phrases from the start, colours are all that is learned."""
+
+PHRASES_SETTINGS = replace(
+    NAMES_SETTINGS, keep_decoder=True, contrastive_weight=0.2, steps=3000, evaluate_every=500, save_every=250
+)
+"""Third part: all phrases, and the captions again."""
 
 
 def build(work: Path, *, steps: int, resume: bool, quiet: bool) -> Path:
-    """Train both parts below `work` and return the finished checkpoint's directory."""
+    """Train all three parts below `work` and return the finished checkpoint's directory.
+
+    Args:
+        work: a directory for the runs.
+        steps: updates of the third part.
+        resume: go on where the runs in `work` stopped; parts that are finished are kept.
+        quiet: no progress bar.
+    """
+
+    def begun(run: Path) -> bool:
+        return resume and (run / common.STATE_INFO).is_file()
+
     source = SceneSource(range(SCENES), SIDE)
-    clip = work / "clip" / common.CHECKPOINT
-    if not (resume and clip.is_dir()):
+    captions, names, phrases = work / "clip", work / "names", work / "clipseg"
+    if not (resume and (captions / common.CHECKPOINT).is_dir()):
         held_out = SceneSource(VALIDATION_SEEDS, SIDE)
-        unfinished = resume and (work / "clip" / common.STATE_INFO).is_file()
-        train_clip(CLIP_SETTINGS, source, held_out, work / "clip", resume=unfinished, quiet=quiet)
-    unfinished = resume and (work / "clipseg" / common.STATE_INFO).is_file()
-    return train_clipseg(
-        clipseg_settings(clip, steps),
-        source,
-        lambda: validation_samples(VALIDATION_SEEDS),
-        work / "clipseg",
-        resume=unfinished,
-        quiet=quiet,
-    )
+        train_clip(CLIP_SETTINGS, source, held_out, captions, resume=begun(captions), quiet=quiet)
+    settings = replace(NAMES_SETTINGS, clip=str(captions / common.CHECKPOINT))
+    train_clipseg(settings, source.only_names(), None, names, resume=begun(names), quiet=quiet)
+    settings = replace(PHRASES_SETTINGS, clip=str(names / common.CHECKPOINT), steps=steps)
+    validation = partial(validation_samples, VALIDATION_SEEDS)
+    return train_clipseg(settings, source, validation, phrases, resume=begun(phrases), quiet=quiet)
 
 
 def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:
@@ -129,7 +151,7 @@ def main() -> None:
     """Command line of `python -m vlm_core.demo.build`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of the training runs")
-    parser.add_argument("--steps", type=int, default=2400, help="updates of the second recipe")
+    parser.add_argument("--steps", type=int, default=3000, help="updates of the third part")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--install", action="store_true", help="measure the result and put it into the package")

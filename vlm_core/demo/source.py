@@ -30,23 +30,41 @@ def common_words() -> list[str]:
 class SceneSource:
     """Both a `PairSource` and a `PhraseSource` over generated scenes, kept small in memory.
 
-    Scenes are drawn at the sizes that users see and then squashed to the model's input, as the model itself
-    would do it. A training run draws each scene once and asks it about many phrases.
+    Scenes are drawn with the sides that users see, squashed to the model's square input. A training run draws
+    each scene once and asks it about many phrases.
     """
 
-    def __init__(self, seeds: Sequence[int], side: int, *, unknown_words: float = 0.12) -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        side: int,
+        *,
+        names_only: bool = False,
+        present: float = 0.55,
+        unknown_words: float = 0.08,
+    ) -> None:
         """Prepare; scenes are drawn when they are first asked for.
 
         Args:
             seeds: one scene each.
             side: the model's square input, px.
+            names_only: ask for the known shapes by their bare names and nothing else, present or not.
+            present: share of phrases whose object is there.
             unknown_words: share of phrases that name a thing no scene has ("banana", "red engine").
         """
         self.seeds = seeds
         self.side = side
+        self.names_only = names_only
+        self.present = present
         self.unknown_words = unknown_words
         self._words = [word for word in common_words() if word not in NEVER_TAUGHT]
         self._scenes: dict[int, tuple[Scene, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
+
+    def only_names(self) -> SceneSource:
+        """The same scenes, asked for the known shapes by their bare names and nothing else; drawings are shared."""
+        other = SceneSource(self.seeds, self.side, names_only=True)
+        other._scenes = self._scenes
+        return other
 
     def __len__(self) -> int:
         """The number of scenes."""
@@ -70,11 +88,13 @@ class SceneSource:
             yield from (phrase for phrase, _ in scene.phrases())
 
     def sample(self, index: int, rng: np.random.Generator, count: int) -> PhraseSample:
-        """`count` phrases of one scene: half of them there, most others nearly true, a few of unknown words."""
+        """`count` phrases of one scene: most of them there, most others nearly true, a few of unknown words."""
         scene, pixels, covers = self._scene(index)
+        if self.names_only:
+            return self._names(index, rng, count)
         phrases: list[str] = []
         masks = np.zeros((count, self.side, self.side), dtype=np.float32)
-        wanted = count // 2 + int(count % 2 and rng.random() < 0.5)
+        wanted = int(rng.binomial(count, self.present))
         for description, meant in sample_true(scene, rng, wanted):
             phrases.append(description.words(rng))
             masks[len(phrases) - 1] = covers[list(meant)].max(axis=0).astype(np.float32) / 255.0
@@ -87,6 +107,16 @@ class SceneSource:
             phrases.append(self._unknown_phrase(rng))
         return PhraseSample(Image.fromarray(pixels), tuple(phrases), masks, self.text(index, rng))
 
+    def _names(self, index: int, rng: np.random.Generator, count: int) -> PhraseSample:
+        scene, pixels, covers = self._scene(index)
+        masks = np.zeros((count, self.side, self.side), dtype=np.float32)
+        names = [KNOWN_SHAPES[i % len(KNOWN_SHAPES)] for i in rng.permutation(max(count, len(KNOWN_SHAPES)))[:count]]
+        for slot, name in enumerate(names):
+            meant = [i for i, item in enumerate(scene.attributes) if item.named and item.shape == name]
+            if meant:
+                masks[slot] = covers[meant].max(axis=0).astype(np.float32) / 255.0
+        return PhraseSample(Image.fromarray(pixels), tuple(names), masks, self.text(index, rng))
+
     def _unknown_phrase(self, rng: np.random.Generator) -> str:
         word = self._words[int(rng.integers(len(self._words)))]
         colour = str(rng.choice(np.array(list(COLOURS)))) if rng.random() < 0.35 else None
@@ -95,7 +125,8 @@ class SceneSource:
 
     def _scene(self, index: int) -> tuple[Scene, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
         if index not in self._scenes:
-            scene = generate_scene(self.seeds[index])
+            # Drawn at one and a half times the input: enough to be shrunk as a user's picture is, and cheap.
+            scene = generate_scene(self.seeds[index], draw_size=(self.side * 3 // 2, self.side * 3 // 2))
             squash = (self.side, self.side)
             pixels = np.asarray(scene.image.resize(squash, Image.Resampling.BILINEAR))
             covers = np.stack(

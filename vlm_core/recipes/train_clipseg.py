@@ -39,7 +39,8 @@ class TrainClipsegSettings:
     """Settings of `train_clipseg`.
 
     Attributes:
-        clip: a checkpoint that `vlm_core.load` takes: the CLIP to build on. A decoder it has is not used.
+        clip: a checkpoint that `vlm_core.load` takes: the CLIP to build on.
+        keep_decoder: go on with the decoder of that checkpoint instead of a new one; its sizes are kept.
         image_size: the decoder's square input, px; None takes the CLIP's own size.
         taps: 0-based blocks of the image encoder; None: (3, 6, 9) of twelve blocks, evenly spread otherwise.
         reduce_dim, num_heads, mlp_width, dropout: of the decoder.
@@ -60,6 +61,7 @@ class TrainClipsegSettings:
     """
 
     clip: str
+    keep_decoder: bool = False
     image_size: int | None = None
     taps: tuple[int, ...] | None = None
     reduce_dim: int = 64
@@ -145,7 +147,10 @@ def train_clipseg(
     base = checkpoint.load(settings.clip, device=str(device), dtype="float32")
     clip, tokenizer = base.clip, base.tokenizer
     clip.requires_grad_(settings.train_encoders)
-    decoder = CLIPSegDecoder(_decoder_config(settings, clip)).to(device)
+    if settings.keep_decoder and base.decoder is None:
+        raise common.SettingsError(f"keep_decoder is set but {settings.clip} has no decoder: leave it out")
+    decoder = base.decoder if settings.keep_decoder else None
+    decoder = (decoder or CLIPSegDecoder(_decoder_config(settings, clip))).to(device).requires_grad_(True)
     side = settings.image_size or base.tag_transform.size_hw[0]
     transform = ImageTransform(size_hw=(side, side), mean=base.tag_transform.mean, std=base.tag_transform.std)
     # Encoders that learn see images squashed, for masks and for texts alike.
