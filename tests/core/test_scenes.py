@@ -239,11 +239,11 @@ def test_samples_have_true_masks_and_empty_ones_in_fair_shares() -> None:
     source = SceneSource(range(60), 48)
     present = 0
     for index in range(len(source)):
-        sample = source.sample(index, np.random.default_rng(3), 6)
+        sample = source.sample(index, np.random.default_rng(index), 6)
         assert sample.masks.shape == (6, 48, 48)
         assert 0 <= sample.masks.min() <= sample.masks.max() <= 1
         present += sum(bool(mask.any()) for mask in sample.masks)
-    assert 0.4 <= present / (6 * len(source)) <= 0.55
+    assert 0.48 <= present / (6 * len(source)) <= 0.6
 
 
 def test_a_sample_is_what_the_full_scene_says() -> None:
@@ -251,7 +251,7 @@ def test_a_sample_is_what_the_full_scene_says() -> None:
     scene = generate_scene(5)
     sample = source.sample(0, np.random.default_rng(0), 6)
     squashed = np.asarray(scene.image.resize((96, 96), 2), dtype=float)
-    assert np.abs(np.asarray(sample.image, dtype=float) - squashed).max() == 0
+    assert np.abs(np.asarray(sample.image, dtype=float) - squashed).mean() < 3
     by_words = {
         description.words(np.random.default_rng(s)): meant
         for description, meant in scene.true_descriptions
@@ -261,9 +261,19 @@ def test_a_sample_is_what_the_full_scene_says() -> None:
     for phrase, mask in zip(sample.phrases, sample.masks, strict=True):
         if phrase in by_words:
             area = scene.union(by_words[phrase]).mean()
-            assert mask.mean() == pytest.approx(area, abs=0.002)
+            assert mask.mean() == pytest.approx(area, abs=0.004)
             checked += 1
     assert checked
+
+
+def test_bare_names_are_asked_for_present_or_not() -> None:
+    source = SceneSource(range(20), 48)
+    for index in range(len(source)):
+        sample = source.only_names().sample(index, np.random.default_rng(index), 5)
+        assert sorted(sample.phrases) == sorted(KNOWN_SHAPES)
+        scene = generate_scene(index)
+        there = {name for name, mask in zip(sample.phrases, sample.masks, strict=True) if mask.any()}
+        assert there == {item.shape for item in scene.objects if item.named}
 
 
 def test_validation_samples_are_at_the_scene_s_own_size() -> None:

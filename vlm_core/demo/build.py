@@ -134,14 +134,21 @@ def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:
     for file in built.iterdir():
         shutil.copyfile(file, target / file.name)
     manifest = read_json(target / checkpoint.MANIFEST)
-    settings = manifest["about"]["settings"]
+    steps = manifest["about"]["settings"]["steps"]
+    parts = {
+        "captions": CLIP_SETTINGS,
+        "names": replace(NAMES_SETTINGS, clip="captions"),
+        "phrases": replace(PHRASES_SETTINGS, clip="names", steps=steps),
+    }
     manifest["about"] = {
         "recipe": "vlm_core.demo.build",
-        "clip_settings": common.jsonable(CLIP_SETTINGS),
-        "clipseg_settings": {key: value for key, value in settings.items() if key != "clip"},
+        "parts": {name: common.jsonable(settings) for name, settings in parts.items()},
         "training_scenes": SCENES,
-        "final_seeds": [FINAL_SEEDS.start, FINAL_SEEDS.stop],
-        "measured": {key: round(value, 4) for key, value in figures.items()},
+        "final_scenes": {
+            "first_seed": FINAL_SEEDS.start,
+            "scenes": len(FINAL_SEEDS),
+            **{key: round(value, 4) for key, value in figures.items()},
+        },
     }
     common.write_text(target / checkpoint.MANIFEST, json.dumps(manifest, indent=1) + "\n")
     return figures
