@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 _CACHED_PLANS = 128
 _PREFIX = "model_"
+_XML_DECLARATION = re.compile(r"\A\s*<\?xml\b[^>]*\?>")
 
 
 class PredictionCheck:
@@ -37,7 +39,8 @@ class PredictionCheck:
         from label_studio_sdk.label_interface.interface import LabelInterface
 
         try:
-            self._interface = LabelInterface(label_config)
+            # A declaration with an encoding is right in a file, but the SDK's parser refuses it in text.
+            self._interface = LabelInterface(_XML_DECLARATION.sub("", label_config))
         except Exception as error:  # the SDK raises whatever its parsers raise
             raise LabelConfigError(
                 f"Label Studio's SDK cannot read the labelling config ({type(error).__name__})",
@@ -109,6 +112,9 @@ class ExtraParams:
     def remember(self, project_id: int, value: object) -> dict[str, Any]:
         """Keep the extra parameters that came with `/setup`.
 
+        Parameters that cannot be used are remembered as such: predictions must not go on with former ones
+        while `/setup` says otherwise.
+
         Args:
             project_id: Label Studio's id.
             value: an object, its JSON as a string, or None.
@@ -117,46 +123,75 @@ class ExtraParams:
             The part that is ours, as `of` will give it.
 
         Raises:
-            LabelConfigError: something else; nothing is changed then.
+            LabelConfigError: something else; `of` raises it too from now on.
             OSError: the data directory cannot be written.
         """
-        own = _own_part(value)
-        path = self._path(project_id)
-        if own != self.of(project_id):
+        kept: dict[str, Any]
+        try:
+            kept = {"extra_params": _own_part(value)}
+        except _UnusableError as error:
+            kept = {"unusable": str(error)}
+        if kept != self._read(project_id):
+            path = self._path(project_id)
             path.parent.mkdir(parents=True, exist_ok=True)
-            atomic.write_json(path, {"extra_params": own})
-        return own
+            atomic.write_json(path, kept)
+        return _usable(kept)
 
     def of(self, project_id: int) -> dict[str, Any]:
-        """The project's extra parameters; {} when there are none or their file cannot be read."""
-        path = self._path(project_id)
+        """The project's extra parameters; {} when there are none or their file cannot be read.
+
+        Raises:
+            LabelConfigError: the project's connection has some that cannot be used.
+        """
+        return _usable(self._read(project_id))
+
+    def _read(self, project_id: int) -> dict[str, Any]:
+        nothing: dict[str, Any] = {"extra_params": {}}
         try:
-            return dict(json.loads(path.read_bytes())["extra_params"])
+            kept = json.loads(self._path(project_id).read_bytes())
+            if "unusable" in kept:
+                return {"unusable": str(kept["unusable"])}
+            return {"extra_params": dict(kept["extra_params"])}
         except FileNotFoundError:
-            return {}
+            return nothing
         except (OSError, ValueError, KeyError, TypeError) as error:
             log.warning("project=%d extra parameters unreadable, taken as none: %s", project_id, type(error).__name__)
-            return {}
+            return nothing
 
     def _path(self, project_id: int) -> Path:
         return self._projects / str(project_id) / "connection.json"
 
 
+class _UnusableError(ValueError):
+    """What is wrong with a connection's extra parameters."""
+
+
+def _usable(kept: Mapping[str, Any]) -> dict[str, Any]:
+    if "unusable" in kept:
+        raise LabelConfigError(
+            f"the connection's extra parameters {kept['unusable']}",
+            'Write an object, like {"model_score_threshold": 0.4}, or leave them empty',
+        )
+    return dict(kept["extra_params"])
+
+
 def _own_part(value: object) -> dict[str, Any]:
-    remedy = 'Write an object, like {"model_score_threshold": 0.4}, or leave them empty'
     if isinstance(value, str):
-        if not value.strip():
-            return {}
         try:
-            value = json.loads(value)
-        except ValueError:
-            raise LabelConfigError("the connection's extra parameters are not JSON", remedy) from None
+            value = json.loads(value) if value.strip() else None
+        except (ValueError, RecursionError):
+            raise _UnusableError("are not JSON") from None
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise LabelConfigError(f"the connection's extra parameters are a {type(value).__name__}, not an object", remedy)
-    return {
+        raise _UnusableError(f"are a {type(value).__name__}, not an object")
+    own = {
         str(name): item
         for name, item in value.items()
         if str(name).startswith(_PREFIX) and isinstance(item, (str, int, float, bool))
     }
+    try:
+        atomic.json_bytes(own)
+    except ValueError:
+        raise _UnusableError("hold NaN, infinity or half of a character pair") from None
+    return own

@@ -19,6 +19,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from backend.api.handlers import START_TRAINING, TRAINING_EVENTS, QueueUnavailableError
@@ -142,7 +143,8 @@ def _make_class() -> type:
         def set_extra_params(self, extra_params: object) -> None:
             """Called by 2.x after `/setup`'s constructor: they change what is predicted, so the name too."""
             super().set_extra_params(extra_params)
-            host().extra_params.remember(project_id_of(self.project_id), extra_params)
+            with suppress(LabelConfigError):  # remembered too: `setup` logs it, and every prediction says it
+                host().extra_params.remember(project_id_of(self.project_id), extra_params)
             self.setup()
 
         def predict(

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Item = dict[str, Any]
-Task = Mapping[str, Any]
 
 
 class FetchedImage(Protocol):
@@ -142,7 +141,7 @@ class Predictor:
 
     def predict(
         self,
-        tasks: Sequence[Task],
+        tasks: Sequence[Any],
         *,
         project_id: int,
         label_config: str,
@@ -152,7 +151,7 @@ class Predictor:
         """Answer tasks of one project.
 
         Args:
-            tasks: each with `id` and `data`, as Label Studio sends them.
+            tasks: each with `id` and `data`, as Label Studio sends them; what is not is that task's error.
             project_id: Label Studio's id.
             label_config: the XML of the project.
             deadline: tasks that are not done by then get an error.
@@ -173,7 +172,7 @@ class Predictor:
         items: list[Item | None] = [None] * len(tasks)
         for index, fetched in self._fetched(tasks, job):
             items[index] = self._item(tasks[index], fetched, job)
-        late = {"error": f"not done within {deadline.seconds:g} s: ask again, what is done is not asked twice"}
+        late = {"error": _late(deadline)}
         return Answer([dict(late) if item is None else item for item in items], job.version.name)
 
     def _prepare(
@@ -190,7 +189,7 @@ class Predictor:
             controls = _asked_for(controls, context)
         return _Job(config, controls, version, model, project_id, deadline)
 
-    def _fetched(self, tasks: Sequence[Task], job: _Job) -> Iterator[tuple[int, dict[str, FetchedImage] | Exception]]:
+    def _fetched(self, tasks: Sequence[Any], job: _Job) -> Iterator[tuple[int, dict[str, FetchedImage] | Exception]]:
         """Tasks with their images as they arrive, until the deadline; a few are fetched ahead."""
         waiting: dict[Future[dict[str, FetchedImage]], int] = {}
         following = iter(range(len(tasks)))
@@ -214,21 +213,18 @@ class Predictor:
             for future in waiting:
                 future.cancel()
 
-    def _fetch_task(self, task: Task, job: _Job) -> dict[str, FetchedImage]:
+    def _fetch_task(self, task: Any, job: _Job) -> dict[str, FetchedImage]:
         """All images that the controls of one task look at, by address."""
         if not job.deadline.remaining():  # it waited behind others; nobody would see the result
             raise _TaskError("the time was up before the image was fetched: ask again")
         found: dict[str, FetchedImage] = {}
-        task_id = task.get("id")
         for control in job.controls:
             uri = _image_uri(control, task)
             if uri not in found:
-                found[uri] = self._images.fetch(
-                    uri, task_id=task_id if isinstance(task_id, int) else None, project_id=job.project_id
-                )
+                found[uri] = self._images.fetch(uri, task_id=_task_id(task), project_id=job.project_id)
         return found
 
-    def _item(self, task: Task, fetched: dict[str, FetchedImage] | Exception, job: _Job) -> Item:
+    def _item(self, task: Any, fetched: dict[str, FetchedImage] | Exception, job: _Job) -> Item:
         """One task's prediction, or its error."""
         try:
             if isinstance(fetched, Exception):
@@ -249,12 +245,12 @@ class Predictor:
             if refused:
                 raise _TaskError(f"the prediction does not fit the labelling config: {'; '.join(refused)}")
         except (_TaskError, ImageError, VLMError) as error:
-            log.warning("project=%d task=%s no prediction: %s", job.project_id, task.get("id"), error)
+            log.warning("project=%d task=%s no prediction: %s", job.project_id, _task_id(task), error)
             return {"error": _public(error)}
         except Exception as error:
             # Whatever went wrong, the neighbours are still answered.
             reference = uuid.uuid4().hex[:8]
-            log.exception("project=%d task=%s reference=%s", job.project_id, task.get("id"), reference)
+            log.exception("project=%d task=%s reference=%s", job.project_id, _task_id(task), reference)
             kind = "out of memory" if isinstance(error, MemoryError) or _is_oom(error) else "an unexpected error"
             return {"error": f"{kind} on the server; its log has the details under {reference}"}
         return item
@@ -282,7 +278,11 @@ class Predictor:
             if control.kind == "choices":
                 yield _choices(control, ranked[control.from_name])
             else:
-                yield _masks(control, grids, (height, width), job.version)
+                yield _masks(control, grids, (height, width), job)
+
+
+def _late(deadline: Deadline) -> str:
+    return f"not done within {deadline.seconds:g} s: ask again, what is done is not asked twice"
 
 
 def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[ControlPlan, ...]:
@@ -291,14 +291,17 @@ def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[Contro
 
 
 def _masks(
-    control: ControlPlan, grids: Mapping[str, decoding.Logits], size_hw: tuple[int, int], version: ServedVersion
+    control: ControlPlan, grids: Mapping[str, decoding.Logits], size_hw: tuple[int, int], job: _Job
 ) -> tuple[list[Region], list[float]]:
     import numpy as np
 
     regions: list[Region] = []
     scores: list[float] = []
     least = decoding.least_area_px(control.min_area, size_hw)
+    version = job.version
     for label in control.labels:
+        if not job.deadline.remaining():  # hundreds of labels on a large image take their time
+            raise _TaskError(_late(job.deadline))
         found = decoding.decode_label(
             np.stack([grids[phrase] for phrase in label.prompts]),
             size_hw,
@@ -326,8 +329,17 @@ def _choices(control: ControlPlan, probabilities: Mapping[str, float]) -> tuple[
     return [choices_region(control, choice.labels, round(choice.score, 4))], [choice.score]
 
 
-def _image_uri(control: ControlPlan, task: Task) -> str:
-    uri = control.image_uri(task["data"])
+def _task_id(task: Any) -> int | None:
+    """Label Studio's id of the task; None where it has none."""
+    task_id = task.get("id") if isinstance(task, Mapping) else None
+    return task_id if isinstance(task_id, int) and not isinstance(task_id, bool) else None
+
+
+def _image_uri(control: ControlPlan, task: Any) -> str:
+    data = task.get("data") if isinstance(task, Mapping) else None
+    if not isinstance(data, Mapping):
+        raise _TaskError('a task is an object with its fields under "data"')
+    uri = control.image_uri(data)
     if uri is None:
         raise _TaskError(
             f'the task\'s data has no image address in "{control.image_key}", which the labelling config shows'

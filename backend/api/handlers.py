@@ -138,7 +138,7 @@ class Handlers:
         """One item per task, in order; see `backend.predictor`."""
         request = parse(PredictRequest, body)
         answer = self._predictor.predict(
-            [task.model_dump() for task in request.tasks],
+            request.tasks,
             project_id=request.project,
             label_config=request.label_config,
             deadline=deadline,

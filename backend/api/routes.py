@@ -37,8 +37,8 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
     router = APIRouter()
     predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
 
-    @router.get("/health")
-    @router.get("/")
+    @router.api_route("/health", methods=["GET", "HEAD"])
+    @router.api_route("/", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
         return _respond(request, handlers.health())
 

@@ -54,13 +54,6 @@ class SetupRequest(_Request):
     extra_params: Any = None
 
 
-class TaskData(_Request):
-    """What is read of a task: it is passed on as it is."""
-
-    id: int | str | None = None
-    data: dict[str, Any]
-
-
 class PredictParams(_Request):
     """`params` of `POST /predict`; login and password in it are not read."""
 
@@ -70,7 +63,7 @@ class PredictParams(_Request):
 class PredictRequest(_Request):
     """`POST /predict`, for a batch (no context) or for one task that an annotator works on."""
 
-    tasks: list[TaskData]
+    tasks: list[Any]  # each is checked on its own: a wrong one costs itself only
     project: ProjectId
     label_config: Annotated[StrictStr, AfterValidator(_has_text)]
     params: PredictParams | None = None

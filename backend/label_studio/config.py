@@ -28,10 +28,16 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any
 
 from backend.label_studio.config_xml import LabelConfigError, Tag, read_tags
+from backend.label_studio.prediction_plan import (
+    ControlKind,
+    ControlPlan,
+    IgnoredControl,
+    LabelPrompt,
+    PredictionPlan,
+)
 
 __all__ = [
     "ControlKind",
@@ -43,8 +49,6 @@ __all__ = [
     "parse_label_config",
 ]
 
-ControlKind = Literal["brushlabels", "rectanglelabels", "choices"]
-
 _KINDS: dict[str, ControlKind] = {
     "brushlabels": "brushlabels",
     "rectanglelabels": "rectanglelabels",
@@ -54,138 +58,9 @@ _LABEL_TAGS = {"brushlabels": "label", "rectanglelabels": "label", "choices": "c
 _NOT_CONTROLS = {"filter"}
 _CONTROL_ATTRIBUTES = ("model_score_threshold", "model_min_area", "model_top_k", "model_skip")
 _CHOICE_MODES = ("single", "single-radio", "multiple")
+_REPEATED = "which makes one of it for every item of the task's data"
 _SHAPES = {"brush", "bitmask", "bitmasklabels", "polygon", "polygonlabels", "magicwand", "vectorlabels"}
 _BOXES = {"rectangle", "ellipse", "ellipselabels", "keypoint", "keypointlabels"}
-
-
-@dataclass(frozen=True)
-class LabelPrompt:
-    """One label and the phrases that stand for it.
-
-    Attributes:
-        label: what goes into results (`alias` where there is one, else `value`).
-        prompts: one or more phrases, none blank, no repeats; alternatives, the best one counts.
-        value: the label's `value`; the editor accepts it in results too.
-    """
-
-    label: str
-    prompts: tuple[str, ...]
-    value: str = ""
-
-
-@dataclass(frozen=True)
-class ControlPlan:
-    """What to predict for one control tag.
-
-    Attributes:
-        kind: the region type in results.
-        from_name: name of the control tag.
-        to_name: name of the `Image` that it labels.
-        image_key: field of the task's data that holds the image's address; see `image_uri`.
-        labels: one or more labels, in the config's order.
-        threshold: least probability, 0..1; None: the predictor's default for this kind.
-        min_area: least area of a region, pixels of the displayed image; None: the predictor's default.
-        top_k: most regions per label, or most choices; None: no limit.
-        multiple: several choices may be given together (`choices` only).
-    """
-
-    kind: ControlKind
-    from_name: str
-    to_name: str
-    image_key: str
-    labels: tuple[LabelPrompt, ...]
-    threshold: float | None = None
-    min_area: int | None = None
-    top_k: int | None = None
-    multiple: bool = False
-
-    def image_uri(self, data: Mapping[str, Any]) -> str | None:
-        """The image's address in a task's data; None where the field is absent or holds no text.
-
-        Like the editor, reads `a.b[0]` as a path where there is no field of exactly that name.
-        """
-        value: Any = data.get(self.image_key)
-        if value is None:
-            value = data
-            for step in re.findall(r"[^.\[\]]+", self.image_key):
-                if isinstance(value, Mapping):
-                    value = value.get(step)
-                elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdigit():
-                    value = value[int(step)] if int(step) < len(value) else None
-                else:
-                    return None
-        return value if isinstance(value, str) and value else None
-
-    def label_named(self, name: str) -> LabelPrompt | None:
-        """The label that a result means by `name`: its `label`, else its `value`."""
-        by_value = None
-        for label in self.labels:
-            if label.label == name:
-                return label
-            if label.value == name:
-                by_value = label
-        return by_value
-
-
-@dataclass(frozen=True)
-class IgnoredControl:
-    """A control tag, or an attribute of one, that predictions leave alone.
-
-    Attributes:
-        name: the control's name.
-        tag: its tag as written.
-        reason: one sentence for the project owner.
-    """
-
-    name: str
-    tag: str
-    reason: str
-
-
-@dataclass(frozen=True)
-class PredictionPlan:
-    """All that a labelling config asks of the backend.
-
-    Attributes:
-        controls: what to predict, in the config's order; empty when the config holds nothing for us.
-        ignored: what is left alone, and why.
-    """
-
-    controls: tuple[ControlPlan, ...]
-    ignored: tuple[IgnoredControl, ...] = ()
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """Every phrase of the controls that ask for regions, in order, without repeats."""
-        return self._phrases(("brushlabels", "rectanglelabels"))
-
-    @property
-    def tags(self) -> tuple[str, ...]:
-        """Every phrase of the `Choices` controls, in order, without repeats."""
-        return self._phrases(("choices",))
-
-    def control(self, from_name: str) -> ControlPlan | None:
-        """The planned control of that name."""
-        return next((item for item in self.controls if item.from_name == from_name), None)
-
-    def hash_payload(self) -> dict[str, Any]:
-        """Everything of the config that changes predictions, as plain JSON values; goes into the version hash.
-
-        Colours, layout, hot keys and ignored controls are left out, so that a cosmetic edit does not make
-        Label Studio predict again.
-        """
-        return {"controls": [json.loads(json.dumps(asdict(control))) for control in self.controls]}
-
-    def _phrases(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        return tuple(
-            dict.fromkeys(
-                phrase
-                for control in self.controls
-                if control.kind in kinds
-                for label in control.labels
-                for phrase in label.prompts
-            )
-        )
 
 
 def parse_label_config(xml: str, extra_params: Mapping[str, Any] | str | None = None) -> PredictionPlan:
@@ -201,8 +76,9 @@ def parse_label_config(xml: str, extra_params: Mapping[str, Any] | str | None = 
 
     Raises:
         LabelConfigError: not usable XML; a control without name or toName, or pointing at nothing or at a
-            tag that is no `Image`; a name twice; a label twice in a control; no phrase in `prompt`; a number
-            that is none or out of range; an unknown `choice`; `extra_params` that are not an object.
+            tag that is no `Image`; a name twice; a label twice in a control with other phrases; no phrase in
+            `prompt`; a number that is none or out of range; an unknown `choice`; `extra_params` that are not an
+            object.
     """
     root = read_tags(xml)
     named = _named_tags(root)
@@ -281,6 +157,9 @@ class _ConfigReader:
         if _flag(tag, "model_skip", self._defaults):
             self._ignore(tag, "model_skip is set")
             return
+        if _is_inside(tag, "repeater"):
+            self._ignore(tag, f"it is inside <Repeater>, {_REPEATED}")
+            return
         image_key = self._image_key(tag, kind, to_name)
         if image_key is None:
             return
@@ -337,6 +216,9 @@ class _ConfigReader:
                 "Point toName at an <Image>",
                 line=tag.line,
             )
+        if _is_inside(target, "repeater"):
+            self._ignore(tag, f'<{target.name} name="{to_name}"> is inside <Repeater>, {_REPEATED}')
+            return None
         value = (target.get("value") or "").strip()
         if not value and target.get("valueList"):
             self._ignore(tag, f"<{target.name}> in line {target.line} shows a list of images (valueList)")
@@ -358,7 +240,7 @@ class _ConfigReader:
         for tag in control.walk():
             if tag.kind != _LABEL_TAGS[kind] or _owner(tag) is not control:
                 continue
-            if kind == "choices" and _inside_choice(tag, control):
+            if kind == "choices" and _is_inside(tag, "choice"):
                 # The editor does not show a Choice inside a Choice unless allowNested is set.
                 continue
             value = (tag.get("value") or "").strip()
@@ -366,7 +248,11 @@ class _ConfigReader:
             if not result.strip():
                 self._ignore(control, f"its <{tag.name}> in line {tag.line} has no value")
                 continue
+            prompts = _prompts(tag, value or result)
             if result in taken:
+                if any(label.label == result and label.prompts == prompts for label in labels):
+                    self._ignore(control, f'its label "{result}" in line {tag.line} is there already')
+                    continue
                 raise LabelConfigError(
                     f'<{tag.name} value="{value}"> gives "{result}" a second time in '
                     f'<{control.name} name="{control.get("name")}"> (first in line {taken[result].line})',
@@ -378,7 +264,7 @@ class _ConfigReader:
                 self._ignore(control, f'its label "{result}" has model_skip set')
                 continue
             self._note_unread(tag, known=("model_skip",), control=control)
-            labels.append(LabelPrompt(label=result, prompts=_prompts(tag, value or result), value=value or result))
+            labels.append(LabelPrompt(label=result, prompts=prompts, value=value or result))
         return tuple(labels)
 
     def _note_unread(self, tag: Tag, *, known: Sequence[str], control: Tag | None = None) -> None:
@@ -429,10 +315,10 @@ def _owner(tag: Tag) -> Tag | None:
     return above
 
 
-def _inside_choice(tag: Tag, control: Tag) -> bool:
+def _is_inside(tag: Tag, kind: str) -> bool:
     above = tag.parent
-    while above is not None and above is not control:
-        if above.kind == "choice":
+    while above is not None:
+        if above.kind == kind:
             return True
         above = above.parent
     return False

@@ -128,6 +128,9 @@ def test_extra_parameters_come_in_several_forms(server: Server, extra: Any) -> N
         ({"extra_params": "not json"}, "extra parameters"),
         ({"extra_params": [1]}, "extra parameters"),
         ({"extra_params": {"model_score_threshold": 7}}, "model_score_threshold"),
+        ({"extra_params": '{"model_score_threshold": NaN}'}, "NaN"),
+        ({"extra_params": r'{"model_skip": "\ud800"}'}, "character"),
+        ({"extra_params": "[" * 100_000}, "not JSON"),
     ],
 )
 def test_a_config_that_cannot_be_used_does_not_break_setup(
@@ -139,7 +142,12 @@ def test_a_config_that_cannot_be_used_does_not_break_setup(
     assert says in caplog.text
     name = reply.json()["model_version"]
     assert name.startswith("colours-p7-v000-")
+    # What `/setup` refuses predictions refuse too, instead of going on under another name.
+    (item,) = server.predict("squares", label_config=changes.get("schema", CONFIG)).json()["results"]
+    assert "result" not in item
+    assert says in item["error"]
     assert name != server.setup().json()["model_version"]
+    assert "result" in server.predict("squares").json()["results"][0]
 
 
 def test_setup_tells_what_is_left_alone(server: Server) -> None:
@@ -211,9 +219,8 @@ def test_a_body_that_is_none_is_the_callers_error(server: Server, path: str, bod
     ("path", "changes", "named"),
     [
         ("predict", {"tasks": 3}, "tasks"),
-        ("predict", {"tasks": [3]}, "tasks.0"),
-        ("predict", {"tasks": [{"id": 1}]}, "tasks.0.data"),
-        ("predict", {"tasks": [{"id": 1, "data": "x"}]}, "tasks.0.data"),
+        ("predict", {"tasks": None}, "tasks"),
+        ("predict", {"tasks": {"id": 1, "data": {}}}, "tasks"),
         ("predict", {"project": None}, "project"),
         ("predict", {"project": "seven"}, "project"),
         ("predict", {"project": "-7"}, "project"),
@@ -237,10 +244,24 @@ def test_a_wrong_value_is_named_and_not_shown(server: Server, path: str, changes
     assert "etc" not in reply.text
 
 
-def test_a_thousand_wrong_values_are_one_short_message(server: Server) -> None:
-    reply = server.predict(tasks=[3] * 1000)
-    assert reply.status_code == 422
-    assert "995 more" in reply.json()["error"]
+def test_a_wrong_task_costs_itself_only(server: Server) -> None:
+    good = {"id": 1, "data": {"image": "squares"}}
+    wrong: list[Any] = [
+        None,
+        3,
+        [],
+        {},
+        {"id": 2},
+        {"id": 3, "data": None},
+        {"id": 4, "data": "x"},
+        {"id": 5, "data": []},
+    ]
+    unlike = [{"data": good["data"]}, {"id": None, **good}, {"id": {"a": 1}, "data": good["data"]}]
+    first, *failed = server.predict(tasks=[good, *wrong]).json()["results"]
+    assert first["result"]
+    assert [("result" in item, '"data"' in item["error"]) for item in failed] == [(False, True)] * len(wrong)
+    for item in server.predict(tasks=unlike).json()["results"]:
+        assert [region["value"] for region in item["result"]] == [region["value"] for region in first["result"]]
 
 
 @pytest.mark.parametrize("announced", [True, False])
@@ -252,6 +273,12 @@ def test_a_body_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.Mo
         reply = server.client.post("/predict", content=b" " * 2001 if announced else drip())
         assert reply.status_code == 413
         assert "VLM_REQUEST_MAX_BYTES" in reply.json()["error"]
+
+
+@pytest.mark.parametrize("path", ["/", "/health"])
+def test_probes_that_want_no_body_are_answered(server: Server, path: str) -> None:
+    reply = server.client.head(path)
+    assert (reply.status_code, reply.content) == (200, b"")
 
 
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/nope", 404), ("POST", "/versions", 405)])

@@ -11,6 +11,7 @@ import torch
 from label_studio_sdk.converter import brush
 from PIL import Image
 
+from backend import decoding
 from backend.model_store import ModelStore
 from backend.plans import ExtraParams
 from backend.predictor import Answer, Deadline, Predictor
@@ -192,6 +193,28 @@ def test_a_config_that_cannot_be_used_is_every_tasks_error(bench: Bench, config:
     answer = bench.predict(["squares", "white"], config)
     assert len(answer.items) == 2
     assert all(reason in item["error"] and "result" not in item for item in answer.items)
+
+
+def test_a_config_with_an_xml_declaration_is_answered(bench: Bench) -> None:
+    (item,) = bench.predict(["squares"], '\n<?xml version="1.0" encoding="UTF-8"?>\n' + BRUSH).items
+    assert [region["value"]["brushlabels"] for region in item["result"]] == [["Red"]]
+
+
+def test_the_deadline_holds_between_the_labels_of_one_image(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    deadline = Deadline(20)
+    drawn = []
+
+    def draw_late(*args: Any, **kwargs: Any) -> Any:
+        drawn.append(decode_label(*args, **kwargs))
+        monkeypatch.setattr(deadline, "remaining", lambda: 0.0)
+        return drawn[-1]
+
+    decode_label = decoding.decode_label
+    monkeypatch.setattr(decoding, "decode_label", draw_late)
+    (item,) = bench.predict(["squares"], deadline=deadline).items
+    assert len(drawn) == 1
+    assert "result" not in item
+    assert "not done within 20 s" in item["error"]
 
 
 def test_a_model_without_masks_answers_choices_only(tmp_path: Path, images: MemoryImages) -> None:

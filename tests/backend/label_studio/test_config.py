@@ -183,6 +183,24 @@ def test_objects_that_cannot_be_read_are_left_alone() -> None:
     assert "only images" in plan.ignored[0].reason
 
 
+def test_what_is_repeated_by_the_task_s_data_is_left_alone_and_the_rest_is_not() -> None:
+    plan = parse_label_config(
+        """<View><Image name="image" value="$image"/>
+        <BrushLabels name="mask" toName="image"><Label value="a"/></BrushLabels>
+        <Repeater on="$pages" indexFlag="{{n}}"><Image name="p_{{n}}" value="$pages[{{n}}].url"/>
+        <BrushLabels name="m_{{n}}" toName="p_{{n}}"><Label value="a"/></BrushLabels></Repeater>
+        <Choices name="tag" toName="p_{{n}}"><Choice value="b"/></Choices></View>"""
+    )
+    assert [control.from_name for control in plan.controls] == ["mask"]
+    assert [(item.name, "<Repeater>" in item.reason) for item in plan.ignored] == [("m_{{n}}", True), ("tag", True)]
+
+
+def test_a_label_that_is_there_twice_alike_counts_once() -> None:
+    plan = one_control(brush('<Label value="a" prompt="x"/><Label value="b"/><Label value="a" prompt="x "/>'))
+    assert [(label.label, label.prompts) for label in plan.controls[0].labels] == [("a", ("x",)), ("b", ("b",))]
+    assert 'its label "a" in line' in plan.ignored[0].reason
+
+
 def test_labels_belong_to_the_nearest_control() -> None:
     inner = '<RectangleLabels name="box" toName="image"><Label value="b"/></RectangleLabels>'
     plan = one_control(brush(A + inner))
