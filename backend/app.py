@@ -20,7 +20,7 @@ from backend.model_store import ModelStore, ServingModel
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import ImageSource, Predictor
 from backend.queue import TrainingQueue
-from backend.redis_server import connect_redis
+from backend.redis_connection import connect_redis
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
@@ -109,5 +109,5 @@ def image_fetcher(settings: Settings) -> ImageFetcher:
 
 
 def connect_queue(settings: Settings) -> TrainingQueue:
-    """The training queue of the settings; see `backend.redis_server.connect_redis` for what it raises."""
+    """The training queue of the settings; see `backend.redis_connection.connect_redis` for what it raises."""
     return TrainingQueue(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), timeout_s=settings.train_timeout_s)

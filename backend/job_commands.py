@@ -12,7 +12,8 @@ from rich.table import Table
 
 from backend.job_history import JobHistory, JobRecord
 from backend.queue import LiveJob, TrainingQueue
-from backend.redis_server import RedisUnavailableError, connect_redis
+from backend.redis_connection import connect_redis
+from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
 from backend.versions import VersionError, VersionStore
 

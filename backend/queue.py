@@ -97,6 +97,7 @@ class LiveJob:
         enqueued_at: aware, UTC.
         started_at: aware, UTC; None while it waits.
         progress: phase, percent, loss ... as the job last said; {} before.
+        problem: why its last attempt failed; "" where none has.
         follow_up: another one will run after it.
     """
 
@@ -107,6 +108,7 @@ class LiveJob:
     enqueued_at: datetime | None
     started_at: datetime | None
     progress: dict[str, Any]
+    problem: str
     follow_up: bool
 
 
@@ -322,6 +324,7 @@ class TrainingQueue:
             enqueued_at=_aware(job.enqueued_at),
             started_at=_aware(job.started_at),
             progress=dict(job.meta.get("progress") or {}),
+            problem=str(job.meta.get("problem") or ""),
             follow_up=state == "running" and int(requested or 0) > int(seen or 0),
         )
 

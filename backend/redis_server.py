@@ -1,20 +1,17 @@
-"""Redis: the operator's (`REDIS_URL`), or a private redis-server that lives and ends with one of our processes.
+"""A private redis-server that lives and ends with one of our processes, for whoever gives no `REDIS_URL`.
 
-The private server keeps an append-only file in `<data_dir>/redis` and listens on a Unix socket there, on no port.
+The server keeps an append-only file in `<data_dir>/redis` and listens on a Unix socket there, on no port.
 The first process that needs it becomes its **owner**; the others find the socket. Ownership is a kernel lock, so
 nothing has to be cleaned up after a crash:
 
-- `owner.lock` is held by the owner as long as it lives.
+- `owner.lock` is held by the owner as long as it lives. A thread of the owner starts the server again when it dies.
 - A small shell supervises the server and reads from a pipe whose other end only the owner has. When the owner
   ends, however it ends (kill -9 included), the pipe closes and the shell ends the server. This is used
   rather than Linux's parent-death signal because that one fires when the *thread* that started the child ends.
 - `server.lock` is inherited by shell and server and so is held until both are gone. A new owner waits for it:
   two servers never write the same append-only file.
 
-A client whose connection fails looks for the server again, and becomes the owner if there is none. So when the
-owner ends, the next process that needs Redis takes over, with the queue as it was.
-
-Not embedded: Windows, and file systems without `flock`. Set `REDIS_URL` there.
+Not for: Windows, and file systems without `flock`. Set `REDIS_URL` there.
 """
 
 from __future__ import annotations
@@ -22,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import importlib.util
+import logging
 import os
 import re
 import shutil
@@ -32,15 +30,11 @@ import tempfile
 import threading
 import time
 from pathlib import Path
-from typing import Any, Protocol
-
-import redis
-from redis.backoff import ConstantBackoff
-from redis.connection import UnixDomainSocketConnection
-from redis.retry import Retry
 
 from backend import atomic
 from vlm_core.errors import VLMError
+
+log = logging.getLogger(__name__)
 
 OLDEST_SERVER = (6, 2)
 """RQ moves jobs with BLMOVE, which came with Redis 6.2."""
@@ -59,6 +53,12 @@ kill "$watcher" 2>/dev/null
 
 _LOG_KEPT_BYTES = 1_000_000
 
+_START_S = 20.0
+"""Longest wait for a server to load its data, or for another process to start one."""
+
+_SHORT_LIFE_S, _PAUSE_S = 5.0, 1.0
+"""A server that died sooner is started again after a pause."""
+
 
 class RedisUnavailableError(VLMError):
     """There is no Redis: it cannot be reached, or the private one cannot be started.
@@ -68,89 +68,6 @@ class RedisUnavailableError(VLMError):
     """
 
     public = "the job queue (Redis) cannot be reached; the server's log says why"
-
-
-class RedisSettings(Protocol):
-    """The settings that this module reads; `backend.settings.Settings` has them."""
-
-    @property
-    def redis_url(self) -> str | None:
-        """Address of the operator's Redis; None for a private one."""
-
-    @property
-    def data_dir(self) -> Path:
-        """Where the private server keeps its files, under `redis/`."""
-
-
-def connect_redis(settings: RedisSettings, *, start: bool = True, timeout_s: float = 5.0) -> redis.Redis:
-    """A client of the project's Redis that has answered once.
-
-    Args:
-        settings: where Redis is.
-        start: start a private server, and own it, where none runs. With False a missing one is an error.
-        timeout_s: for one command; RQ's worker raises it for its own blocking calls.
-
-    Raises:
-        RedisUnavailableError: no answer; names the address without its password, and the remedy.
-    """
-    common: dict[str, Any] = {
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": min(2.0, timeout_s),
-        "retry": Retry(ConstantBackoff(0.05), 3),
-        "health_check_interval": 30,
-    }
-    if settings.redis_url is not None:
-        client = redis.Redis.from_url(settings.redis_url, **common)
-        remedy = "start it, or correct REDIS_URL; without REDIS_URL a private one is started"
-        try:
-            client.ping()
-        except redis.RedisError as error:
-            client.close()
-            shown = re.sub(r"//[^@/]*@", "//***@", settings.redis_url.split("?")[0])
-            raise RedisUnavailableError(
-                f"Redis at {shown}: {type(error).__name__}: {remedy}"
-            ) from None  # the cause may show the password
-        return client
-    directory = (settings.data_dir / "redis").absolute()
-    if start:
-        ensure_server(directory)
-    elif not _answers(_socket_path(directory)):
-        raise RedisUnavailableError(
-            f"no Redis runs for {settings.data_dir}: start `vlm serve` or `vlm worker` with the same VLM_DATA_DIR"
-        )
-    pool = redis.ConnectionPool(
-        connection_class=EmbeddedConnection, embedded_directory=str(directory), may_start=start, **common
-    )
-    return redis.Redis(connection_pool=pool)
-
-
-class EmbeddedConnection(UnixDomainSocketConnection):
-    """A connection to the private server that looks for it again, or starts it, when it has gone."""
-
-    def __init__(self, embedded_directory: str = "", may_start: bool = True, **kwargs: Any) -> None:
-        """Connects when first used.
-
-        Args:
-            embedded_directory: the server's directory.
-            may_start: become the owner where no server runs.
-            kwargs: as for any Redis connection.
-        """
-        self._directory = Path(embedded_directory)
-        self._may_start = may_start
-        super().__init__(path=str(_socket_path(self._directory)), **kwargs)  # type: ignore[no-untyped-call]
-
-    def _connect(self) -> socket.socket:
-        self.path = str(_socket_path(self._directory))
-        try:
-            return super()._connect()  # type: ignore[no-any-return, no-untyped-call]
-        except OSError:
-            if not self._may_start:
-                raise
-        try:
-            self.path = str(ensure_server(self._directory))
-        except RedisUnavailableError as error:
-            raise redis.ConnectionError(str(error)) from error
-        return super()._connect()  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _OwnedServer:
@@ -183,7 +100,7 @@ _owned_lock = threading.RLock()
 _fork_hook_registered = False
 
 
-def ensure_server(directory: Path, *, wait_s: float = 20.0) -> Path:
+def ensure_server(directory: Path, *, wait_s: float = _START_S) -> Path:
     """Find the private server of `directory`, or start it and own it.
 
     Any number of processes and threads may call this at once: one server is started.
@@ -196,19 +113,27 @@ def ensure_server(directory: Path, *, wait_s: float = 20.0) -> Path:
         The path of its socket.
 
     Raises:
-        RedisUnavailableError: no redis-server, one that is too old, or one that ends at once.
+        RedisUnavailableError: no redis-server, one that is too old, one that ends at once, or a directory that
+            cannot be written.
     """
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return _ensure(directory, wait_s)
     except OSError as error:
-        raise RedisUnavailableError(f"{directory}: {error.strerror}: set VLM_DATA_DIR") from error
+        raise RedisUnavailableError(
+            f"the private Redis cannot keep its files in {error.filename or directory}: {error.strerror}. Make room or "
+            "mend the permissions, choose another VLM_DATA_DIR, or set REDIS_URL"
+        ) from error
+
+
+def _ensure(directory: Path, wait_s: float) -> Path:
     deadline = time.monotonic() + wait_s
     with _owned_lock:
         mine = _owned.get(directory)
-        if mine is not None and not _answers(_socket_path(directory)):
+        if mine is not None and not _answers(socket_path(directory)):
             del _owned[directory]
             mine.end(wait_s)
-        while not _answers(path := _socket_path(directory)):
+        while not _answers(path := socket_path(directory)):
             owner_lock = _try_lock(directory / "owner.lock")
             if owner_lock is not None:
                 return _start(directory, owner_lock, deadline)
@@ -237,11 +162,16 @@ def release_server(directory: Path, *, timeout_s: float = 20.0) -> bool:
         return True
 
 
+def find_running(directory: Path) -> bool:
+    """Whether a private server of `directory` answers; nothing is started."""
+    return _answers(socket_path(directory))
+
+
 def _start(directory: Path, owner_lock: int, deadline: float) -> Path:
     """Start a server, holding `owner_lock`; close it on failure."""
     pipe_read = pipe_write = server_lock = -1
     try:
-        path = _socket_path(directory, make=True)
+        path = socket_path(directory, make=True)
         server_lock = _wait_for_former_server(directory, path, deadline)
         path.unlink(missing_ok=True)
         pipe_read, pipe_write = os.pipe()
@@ -278,7 +208,24 @@ def _start(directory: Path, owner_lock: int, deadline: float) -> Path:
         raise
     _register_fork_hook()
     _owned[directory] = server
+    threading.Thread(target=_watch, args=(directory, server), name="watch-redis", daemon=True).start()
     return path
+
+
+def _watch(directory: Path, server: _OwnedServer) -> None:
+    """Start the server again when it dies: no other process may, and this one may not need it for hours."""
+    started = time.monotonic()
+    server.process.wait()
+    if time.monotonic() - started < _SHORT_LIFE_S:
+        time.sleep(_PAUSE_S)
+    with _owned_lock:
+        if _owned.get(directory) is not server:
+            return  # ended on purpose, or a client was faster
+        log.error("the private redis-server has died and is started again; %s may say why", directory / "redis.log")
+        try:
+            ensure_server(directory)
+        except RedisUnavailableError as error:
+            log.error("%s", error)
 
 
 def _command(directory: Path, path: Path) -> list[str]:
@@ -344,7 +291,7 @@ def _wait_for_former_server(directory: Path, path: Path, deadline: float) -> int
         time.sleep(0.02)
 
 
-def _socket_path(directory: Path, *, make: bool = False) -> Path:
+def socket_path(directory: Path, *, make: bool = False) -> Path:
     """Where the socket is: in `directory`, or where that is too long, in a short one that a file there names."""
     direct = directory / "redis.sock"
     if len(os.fsencode(direct)) <= _LONGEST_SOCKET_PATH:

@@ -29,7 +29,7 @@ class TrainingLink:
         """Nothing is connected yet.
 
         Args:
-            connect: gives the queue, or raises what `backend.redis_server.connect_redis` raises.
+            connect: gives the queue, or raises what `backend.redis_connection.connect_redis` raises.
         """
         self._connect = connect
         self._queue: TrainingQueue | None = None

@@ -84,7 +84,8 @@ __all__ = [
 DEFAULT_THRESHOLD = 0.5
 """Probability from which a pixel belongs to a label when neither the labelling config nor the version says."""
 
-_DIRECTORY = re.compile(r"\d{3,}")
+_DIRECTORY = re.compile(r"[0-9]{3,}")
+_PROJECT = re.compile(r"[1-9][0-9]*")
 _BASE_NAME = re.compile(r"[A-Za-z0-9.-]+")
 
 
@@ -110,7 +111,7 @@ class VersionStore:
         """Projects that have a directory here, in order."""
         if not self._projects.is_dir():
             return []
-        return sorted(int(entry.name) for entry in self._projects.iterdir() if entry.name.isdecimal())
+        return sorted(int(entry.name) for entry in self._projects.iterdir() if _PROJECT.fullmatch(entry.name))
 
     def current(self, project_id: int) -> StoredVersion | None:
         """The version that serves the project; None for the base model.
@@ -131,10 +132,27 @@ class VersionStore:
         known = self._current.get(project_id)
         if known is not None and known[0] == signature:
             return known[1]
-        number = _read_pointer(pointer)
+        number = _number(pointer, read_json(pointer))
         version = None if number == 0 else self.get(project_id, number)
         self._current[project_id] = (signature, version)
         return version
+
+    def publication(self, project_id: int) -> tuple[int, int] | None:
+        """Token and version number of the latest publication; None where there was none.
+
+        So a job that was killed right after it had published knows, when it is run again, that its work is done.
+
+        Raises:
+            VersionCorruptError: `current` cannot be used.
+        """
+        pointer = self.project_dir(project_id) / "current"
+        if not pointer.exists():
+            return None
+        record = read_json(pointer)
+        token = record.get("token")
+        if not isinstance(token, int):
+            raise corrupt(pointer, f"'token' is {token!r}, not a count")
+        return token, _number(pointer, record)
 
     def get(self, project_id: int, number: int) -> StoredVersion:
         """One version by its number.
@@ -353,8 +371,9 @@ def _issued(directory: Path) -> int:
     return issued
 
 
-def _read_pointer(pointer: Path) -> int:
-    number = read_json(pointer).get("version")
+def _number(pointer: Path, record: Mapping[str, Any]) -> int:
+    """The version that `current` names; 0 for the base model."""
+    number = record.get("version")
     if not isinstance(number, int) or number < 0:
         raise corrupt(pointer, f"'version' is {number!r}, not a version number")
     return number

@@ -5,8 +5,9 @@ Label Studio owns the labels, so everything is read from its API each time. What
 - Skipped annotations (`was_cancelled`) and drafts do not count.
 - Of one annotator the latest annotation counts. If one is marked as ground truth, only such ones count.
 - Several annotators vote per pixel: a pixel belongs to a label if at least half of them marked it.
-- A finished image says something about every label of its control: a label without a region is **not there**.
-  So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
+- A finished image says something about every label that its annotator could choose: a label without a region is
+  **not there**. Of labels that came later it says nothing (`training_jobs.label_history`).
+- So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
   something visible is absent.
 - Where a label has strokes or outlines, its boxes in the same image are ignored: they are the rougher truth.
 - The same picture in several tasks counts once, with the annotation that was changed last.
@@ -30,6 +31,7 @@ from PIL import Image
 from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.results import masks_from_results
+from training_jobs.label_history import LabelHistory
 
 BoolMask = NDArray[np.bool_]
 Json = dict[str, Any]
@@ -127,18 +129,24 @@ class Corrections:
 
     Attributes:
         images: in the order of their tasks; no picture twice.
-        counts: `tasks`, `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`, `no_image`,
-            `image_failed`, `duplicate`.
+        counts: `tasks`, `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`, `outdated` (of
+            labels that the config no longer has only), `no_image`, `image_failed`, `duplicate`.
         failures: up to 20 images that could not be fetched: task and reason.
-        stamps: per counted annotation (as a string) when it was changed: what "new" is measured against.
-        temporary: an image failed for a reason that may pass.
+        stamps: per annotation that could be read (as a string) when it was changed: what "new" is measured against.
+        away: images that failed for a reason that may pass.
+        newest: when the annotation that was changed last was changed; "" without any.
     """
 
     images: list[CorrectedImage] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     failures: list[tuple[int, str]] = field(default_factory=list)
     stamps: dict[str, str] = field(default_factory=dict)
-    temporary: bool = False
+    away: int = 0
+    newest: str = ""
+
+    def all_counts(self) -> dict[str, int]:
+        """The counts with the number of images."""
+        return {**self.counts, "images": len(self.images)}
 
     def fingerprint(self, *parts: object) -> str:
         """SHA-256, hex, over the annotations and over `parts` (JSON values)."""
@@ -160,7 +168,13 @@ def train_labels(plan: PredictionPlan, to_name: str) -> tuple[TrainLabel, ...]:
 
 
 def read_corrections(
-    client: TaskSource, fetcher: ImageSource, project_id: int, plan: PredictionPlan, *, on_task: Callable[[], None]
+    client: TaskSource,
+    fetcher: ImageSource,
+    project_id: int,
+    plan: PredictionPlan,
+    history: LabelHistory,
+    *,
+    on_task: Callable[[], None],
 ) -> Corrections:
     """Read a project's annotations and fetch their images.
 
@@ -169,19 +183,21 @@ def read_corrections(
         fetcher: of images.
         project_id: the project.
         plan: its labelling config.
+        history: since when it has had each label.
         on_task: called once a task, for progress and to give up.
 
     Raises:
         LabelStudioError: Label Studio does not answer, or refuses. One image that fails is counted instead.
     """
     corrections = Corrections()
+    reader = _Reader(fetcher, project_id, plan, history, corrections)
     latest: dict[str, tuple[str, CorrectedImage]] = {}
     for task in client.tasks(project_id, only_annotated=True):
         on_task()
         corrections.counts["tasks"] += 1
         annotations = _counting(task, corrections)
         for control in _one_per_image(plan):
-            found = _read_image(fetcher, project_id, task, control, annotations, plan, corrections)
+            found = reader.read(task, control, annotations)
             if found is None:
                 continue
             before = latest.get(found[1].sha256)
@@ -204,6 +220,7 @@ def _counting(task: Json, corrections: Corrections) -> list[Json]:
     counts = corrections.counts
     for annotation in sorted(task.get("annotations") or [], key=_changed_at):
         counts["annotations"] += 1
+        corrections.newest = max(corrections.newest, _changed_at(annotation))
         if annotation.get("was_cancelled"):
             counts["skipped"] += 1
             continue
@@ -220,8 +237,6 @@ def _counting(task: Json, corrections: Corrections) -> list[Json]:
     if truth:
         counts["superseded"] += len(found) - len(truth)
         found = truth
-    for annotation in found:
-        corrections.stamps[str(annotation.get("id"))] = _changed_at(annotation)
     return found
 
 
@@ -229,57 +244,65 @@ def _changed_at(annotation: Json) -> str:
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
 
-def _read_image(
-    fetcher: ImageSource,
-    project_id: int,
-    task: Json,
-    control: ControlPlan,
-    annotations: Sequence[Json],
-    plan: PredictionPlan,
-    corrections: Corrections,
-) -> tuple[str, CorrectedImage] | None:
-    """One image of a task with its masks, and when it was last changed; None where it cannot be learned from."""
-    if not annotations:
-        return None
-    task_id = int(task["id"])
-    uri = control.image_uri(task.get("data") or {})
-    if uri is None:
-        corrections.counts["no_image"] += 1
-        return None
-    try:
-        fetched = fetcher.fetch(uri, task_id=task_id, project_id=project_id)
-    except ImageError as error:
-        corrections.counts["image_failed"] += 1
-        corrections.temporary |= bool(getattr(error, "temporary", False))
-        if len(corrections.failures) < 20:
-            corrections.failures.append((task_id, str(error)))
-        return None
-    labels = train_labels(plan, control.to_name)
-    votes: list[dict[str, BoolMask]] = []
-    ids: list[int] = []
-    for annotation in annotations:
-        masks = _read_masks(annotation["result"], plan, control.to_name, fetched.size_hw)
-        if masks is None:
-            corrections.counts["unreadable"] += 1
-            continue
-        votes.append(masks)
-        ids.append(int(annotation["id"]))
-    if not votes:
-        return None
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the images of tasks; counts what is left out."""
 
-    def reopen() -> Image.Image:
-        return fetcher.fetch(uri, task_id=task_id, project_id=project_id).image
+    fetcher: ImageSource
+    project_id: int
+    plan: PredictionPlan
+    history: LabelHistory
+    corrections: Corrections
 
-    image = CorrectedImage(
-        task_id=task_id,
-        annotation_ids=tuple(ids),
-        sha256=fetched.sha256,
-        size_hw=fetched.size_hw,
-        labels=labels,
-        masks=_vote(votes),
-        open=reopen,
-    )
-    return max(_changed_at(annotation) for annotation in annotations), image
+    def read(self, task: Json, control: ControlPlan, annotations: Sequence[Json]) -> tuple[str, CorrectedImage] | None:
+        """One image of a task with its masks, and when it was last changed; None where it cannot be learned from."""
+        if not annotations:
+            return None
+        task_id, counts = int(task["id"]), self.corrections.counts
+        uri = control.image_uri(task.get("data") or {})
+        if uri is None:
+            counts["no_image"] += 1
+            return None
+        try:
+            fetched = self.fetcher.fetch(uri, task_id=task_id, project_id=self.project_id)
+        except ImageError as error:
+            counts["image_failed"] += 1
+            self.corrections.away += error.temporary
+            if len(self.corrections.failures) < 20:
+                self.corrections.failures.append((task_id, str(error)))
+            return None
+        labels = train_labels(self.plan, control.to_name)
+        votes: list[_Vote] = []
+        ids: list[int] = []
+        for annotation in annotations:
+            masks = _read_masks(annotation["result"], self.plan, control.to_name, fetched.size_hw)
+            if masks is None:
+                counts["unreadable"] += 1
+                continue
+            changed_at = _changed_at(annotation)
+            about = {item.name for item in labels if self.history.could_choose(item.name, changed_at)} | set(masks)
+            votes.append(_Vote(masks, frozenset(about)))
+            ids.append(int(annotation["id"]))
+            self.corrections.stamps[str(annotation["id"])] = changed_at
+        about = {name for vote in votes for name in vote.about}
+        if not about:
+            if votes:
+                counts["outdated"] += 1
+            return None
+
+        def reopen() -> Image.Image:
+            return self.fetcher.fetch(uri, task_id=task_id, project_id=self.project_id).image
+
+        image = CorrectedImage(
+            task_id=task_id,
+            annotation_ids=tuple(ids),
+            sha256=fetched.sha256,
+            size_hw=fetched.size_hw,
+            labels=tuple(item for item in labels if item.name in about),
+            masks=_agreed(votes),
+            open=reopen,
+        )
+        return max(_changed_at(annotation) for annotation in annotations), image
 
 
 def _read_masks(
@@ -311,12 +334,20 @@ def _is_known_area(region: object, plan: PredictionPlan, to_name: str) -> bool:
     return any(control.label_named(str(name)) is not None for name in names for control in controls)
 
 
-def _vote(votes: Sequence[Mapping[str, BoolMask]]) -> dict[str, PackedMask]:
-    """Per label the pixels that at least half of the annotators marked; labels without any are left out."""
+@dataclass(frozen=True)
+class _Vote:
+    """What one annotation says of an image: the masks it drew, and the labels that it speaks about."""
+
+    masks: Mapping[str, BoolMask]
+    about: frozenset[str]
+
+
+def _agreed(votes: Sequence[_Vote]) -> dict[str, PackedMask]:
+    """Per label the pixels that at least half of those marked who could; labels without any are left out."""
     agreed = {}
-    for label in dict.fromkeys(label for masks in votes for label in masks):
-        count = np.sum([masks[label] for masks in votes if label in masks], axis=0, dtype=np.int32)
-        mask: BoolMask = np.greater_equal(2 * count, len(votes))
+    for label in dict.fromkeys(label for vote in votes for label in vote.masks):
+        count = np.sum([vote.masks[label] for vote in votes if label in vote.masks], axis=0, dtype=np.int32)
+        mask: BoolMask = np.greater_equal(2 * count, sum(label in vote.about for vote in votes))
         if mask.any():
             agreed[label] = PackedMask.of(mask)
     return agreed

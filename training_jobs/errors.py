@@ -2,6 +2,7 @@
 
 TrainingError (vlm_core.errors.VLMError)
 ├── CannotTrainError      as things are it cannot work; trying again is pointless
+├── ProcessEndedError     the job's process was killed or crashed
 └── GivenUpError          try again, or somebody else does already
     ├── ProjectBusyError  another job of the project holds its lock
     ├── LockLostError     this job lost its lock: another may have taken over
@@ -19,6 +20,10 @@ class TrainingError(VLMError):
 
 class CannotTrainError(TrainingError):
     """As things are it cannot work: settings or the project must be changed first."""
+
+
+class ProcessEndedError(TrainingError):
+    """The job's process was killed, or crashed, without a word."""
 
 
 class GivenUpError(TrainingError):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +22,8 @@ from backend import atomic
 from training_jobs.views import View
 from vlm_core.model import Model
 from vlm_core.types import ImageFeatures
+
+log = logging.getLogger(__name__)
 
 DEFAULT_CACHE_BYTES = 4 * 1024**3
 
@@ -40,6 +43,7 @@ class FeatureCache:
         self._directory = directory / model.fingerprint[:16]
         self._model = model
         self._max_bytes = max_bytes
+        self._failed = False
 
     def get(self, sha256: str, view: View, open_image: Callable[[], Image.Image]) -> ImageFeatures:
         """Features of one view, float16 on the CPU, batch of one.
@@ -56,11 +60,16 @@ class FeatureCache:
         encoded = self._model.encode_image(view.image(open_image()))
         # Tensors made in inference mode cannot take part in training: the copies can.
         taps = tuple(tap.clone().to("cpu", torch.float16).contiguous() for tap in encoded.taps)
-        self._directory.mkdir(parents=True, exist_ok=True)
         data = save(
             {f"tap{index}": tap for index, tap in enumerate(taps)}, metadata={"grid_hw": json.dumps(encoded.grid_hw)}
         )
-        atomic.write_bytes(path, data)
+        try:
+            self._directory.mkdir(parents=True, exist_ok=True)
+            atomic.write_bytes(path, data)
+        except OSError as error:  # only the next training is slower
+            if not self._failed:
+                log.warning("features cannot be kept: %s: %s", error.filename or path, error.strerror)
+            self._failed = True
         return ImageFeatures(taps, encoded.grid_hw)
 
     def trim(self) -> None:
@@ -85,5 +94,6 @@ def _read(path: Path) -> ImageFeatures | None:
             taps = tuple(file.get_tensor(f"tap{index}") for index in range(len(file.keys())))
     except (OSError, SafetensorError, KeyError, ValueError):
         return None  # not there, or cut short by a full disk: made anew
-    os.utime(path)
+    with contextlib.suppress(OSError):  # another job may make room at this moment
+        os.utime(path)
     return ImageFeatures(taps, (int(grid[0]), int(grid[1])))

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 import redis
 from rq import get_current_job
 from rq.job import Job
+from rq.timeouts import JobTimeoutException
 
 from backend.job_history import JobHistory, JobOutcome, JobRecord
 from backend.label_studio.errors import LabelStudioError
+from backend.label_studio.images import ImageError
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionStore
@@ -65,19 +67,23 @@ def on_failure(
 ) -> None:
     """Called by RQ when an attempt has failed, also in the worker's parent when it finds the job's process dead.
 
-    Writes the history and gives up the project's place once there will be no other attempt.
+    Notes the reason. Once there will be no other attempt, writes the history and gives up the project's place.
     """
+    settings = load_settings()
+    reason = _describe(error, settings) if error else "its worker has vanished"
     if job.retries_left:
+        job.meta["problem"] = reason
+        job.save_meta()
         return
     project_id = int(job.args[0])
-    settings = load_settings()
-    _record(settings, job, project_id, "failed", _describe(error) if error else "the job's process ended unexpectedly")
+    _record(settings, job, project_id, "failed", reason)
     release_dead(connection, project_id, job.id)
     TrainingQueue(connection, timeout_s=settings.train_timeout_s).finish(project_id, job.id)
 
 
 def _train(project_id: int, job: Job) -> dict[str, Any]:
     from training_jobs.training import connect, train_version
+    from training_jobs.version_record import published_result
 
     settings = load_settings()
     queue = TrainingQueue(job.connection, timeout_s=settings.train_timeout_s)
@@ -88,27 +94,43 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
         return {"outcome": "superseded", "reason": reason, "version": None}
     # A second attempt of a request that was made on purpose is still one.
     forced = begun.forced or bool(job.meta.get("forced"))
-    job.meta["forced"] = forced
+    former_token = job.meta.get("token")
+    job.meta = {key: job.meta[key] for key in ("project_id", "reason") if key in job.meta} | {"forced": forced}
     job.save_meta()
     client, fetcher = connect(settings)
+    store = VersionStore(settings.data_dir)
     with client, ProjectLock(job.connection, project_id, job.id) as lock:
-        token = VersionStore(settings.data_dir).next_token(project_id)
-        result = train_version(
-            project_id,
-            settings,
-            client=client,
-            fetcher=fetcher,
-            token=token,
-            forced=forced,
-            report=_Reporter(job, lock.check),
-        )
+        published = store.publication(project_id)
+        if published is not None and published[0] == former_token:
+            # The former attempt was killed between publishing and saying so.
+            result = published_result(store.get(project_id, published[1]))
+        else:
+            token = job.meta["token"] = store.next_token(project_id)
+            job.save_meta()
+            result = train_version(
+                project_id,
+                settings,
+                client=client,
+                fetcher=fetcher,
+                token=token,
+                forced=forced,
+                report=_Reporter(job, lock.check),
+            )
         if result.outcome == "published" and result.version is not None:
-            queue.announce_version(project_id, result.version)
+            _announce(queue, project_id, result.version)
             _tell_label_studio(client, project_id)
     log.info("project=%d job=%s %s: %s", project_id, job.id, result.outcome, result.reason)
     _record(settings, job, project_id, **vars(result))
     queue.finish(project_id, job.id)
     return {"outcome": result.outcome, "reason": result.reason, "version": result.version}
+
+
+def _announce(queue: TrainingQueue, project_id: int, version: int) -> None:
+    """Tell the servers; a failure costs nothing, since each notices a new version by itself."""
+    try:
+        queue.announce_version(project_id, version)
+    except redis.RedisError as error:
+        log.warning("project=%d version %d could not be announced: %s", project_id, version, type(error).__name__)
 
 
 def _tell_label_studio(client: LabelStudioClient, project_id: int) -> None:
@@ -139,22 +161,33 @@ class _Reporter:
         progress: dict[str, Any] = {"percent": round(100 * min(1.0, share)), "phase": phase}
         if loss is not None:
             progress["loss"] = round(loss, 4)
-        save_progress(self._job, progress)
+        try:
+            save_progress(self._job, progress)
+        except redis.RedisError as error:  # a Redis that is away for a while is no reason to give up a training
+            log.warning("job %s: its progress could not be noted: %s", self._job.id, type(error).__name__)
 
 
 def _may_pass(error: Exception) -> bool:
     """Whether another attempt could end otherwise."""
-    if isinstance(error, LabelStudioError):
+    if isinstance(error, (LabelStudioError, ImageError)):
         return error.temporary
     if isinstance(error, (VLMError, SettingsError)):
         return isinstance(error, GivenUpError)
-    return True
+    return not isinstance(error, JobTimeoutException)  # it would take as long again
 
 
-def _describe(error: BaseException) -> str:
+def _describe(error: BaseException, settings: Settings) -> str:
     """The reason for people: our own messages as they are, others with their kind."""
-    if isinstance(error, (VLMError, SettingsError, LabelStudioError)):
+    if isinstance(error, (VLMError, SettingsError, LabelStudioError, ImageError)):
         return str(error)
+    if isinstance(error, JobTimeoutException):
+        return (
+            f"it took longer than {settings.train_timeout_s} s: raise VLM_TRAIN_TIMEOUT_S, or train for fewer steps "
+            "(VLM_TRAIN_RECIPE)"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = error.filename or settings.data_dir
+        return f"{where}: {error.strerror}. Make room, mend the permissions, or choose another VLM_DATA_DIR"
     return f"{type(error).__name__}: {error}"
 
 

@@ -6,85 +6,41 @@ version, publishes it when it is better. Knows nothing of queues; `training_jobs
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from pydantic import ValidationError
 
 import vlm_core
 from backend import atomic
-from backend.job_history import JobOutcome, LabelChange
+from backend.job_history import JobOutcome
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, PredictionPlan, parse_label_config
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.plans import ExtraParams
 from backend.settings import Settings
-from backend.versions import (
-    BaseCheckpoint,
-    DataRecord,
-    FencedError,
-    ManifestDraft,
-    RecipeRecord,
-    StoredVersion,
-    VersionStore,
-)
+from backend.versions import FencedError, StoredVersion, VersionStore
 from training_jobs import split
-from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, TrainLabel, read_corrections
+from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
-from training_jobs.promote import MIN_IMAGES, Score, Verdict, judge
+from training_jobs.fitting import FOLDS, Project, compare, cross_validate, encode_examples
+from training_jobs.label_history import keep_label_history, label_history
+from training_jobs.promote import MIN_IMAGES, Score, judge
 from training_jobs.recipes import finetune_decoder
-from training_jobs.recipes.finetune_decoder import Choice, Example, FinetuneConfig, PromptTable, State
-from training_jobs.scoring import score_image
-from training_jobs.views import coverage, make_view, speak_of_places
-from vlm_core.model import Model
-from vlm_core.types import ImageFeatures
+from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.version_record import Result, draft_manifest, label_changes
 
 log = logging.getLogger(__name__)
 
-FOLDS = 4
-"""Parts of the cross-validation that decides where too few images are held out."""
+_MOST_AWAY = 0.25
+"""Share of the images that may fail for the moment; with more the job waits for them."""
 
 Report = Callable[[str, float, float | None], None]
 """Called often with phase, done share of the whole job (0 to 1) and loss; raises to give up."""
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one training came to; the fields are those of `backend.job_history.JobRecord`."""
-
-    outcome: JobOutcome
-    reason: str
-    version: int | None = None
-    labels: dict[str, LabelChange] = field(default_factory=dict)
-    counts: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Project:
-    """What is fixed while one training runs."""
-
-    project_id: int
-    plan: PredictionPlan
-    corrections: Corrections
-    model: Model
-    current: StoredVersion | None
-    features: FeatureCache
-    config: FinetuneConfig
-
-    @property
-    def serving(self) -> tuple[Model, ManifestDraft | None]:
-        """The model that serves now."""
-        if self.current is None:
-            return self.model, None
-        return self.model.with_decoder(self.current.load_weights()), self.current.manifest
 
 
 def connect(settings: Settings) -> tuple[LabelStudioClient, ImageFetcher]:
@@ -161,11 +117,9 @@ def train_version(
             "nothing to learn", "the labelling config has no BrushLabels or RectangleLabels to learn masks for"
         )
     report("reading corrections", 0.0, None)
-    corrections = read_corrections(
-        client, fetcher, project_id, plan, on_task=lambda: report("reading corrections", 0.02, None)
-    )
-    counts = {**corrections.counts, "images": len(corrections.images)}
-    last = store.project_dir(project_id) / "last_training.json"
+    directory = store.project_dir(project_id)
+    corrections = _read_corrections(client, fetcher, project_id, plan, directory, report)
+    counts, last = corrections.all_counts(), directory / "last_training.json"
     fingerprint = corrections.fingerprint(plan.hash_payload(), settings.checkpoint, config.model_dump(mode="json"))
     too_early = _too_early(corrections, last, fingerprint, settings.train_min_annotations, forced)
     if too_early is not None:
@@ -180,45 +134,47 @@ def train_version(
     current = store.current(project_id)
     if current is not None and current.manifest.base.fingerprint != model.fingerprint:
         current = None  # of another checkpoint: the base model serves until there is a version of this one
-    project = _Project(project_id, plan, corrections, model, current, features, config)
-    last.parent.mkdir(parents=True, exist_ok=True)
-    parts = split.assign(last.with_name("split.json"), [(image.sha256, image.present) for image in corrections.images])
+    project = Project(project_id, plan, corrections, model, current, features, config)
+    parts = split.assign(directory / "split.json", [(image.sha256, image.present) for image in corrections.images])
     training = [image for image in corrections.images if parts[image.sha256] == "training"]
     held_out = [image for image in corrections.images if parts[image.sha256] == "held out"]
-    fresh = _fresh(training, project.current)
+    fresh = _fresh(training, current)
     enough = sum(bool(image.masks) for image in held_out) >= MIN_IMAGES
     deciding = held_out if enough else [*held_out, *fresh]
     usable = sum(bool(image.masks) for image in deciding)
-    if usable < MIN_IMAGES or not training:
-        return Result(
-            "too few",
-            f"too few corrections: {usable} of {MIN_IMAGES} images with a label to compare versions on",
-            counts=counts,
-        )
+    too_few = None
+    if usable < MIN_IMAGES:
+        too_few = f"{usable} of {MIN_IMAGES} images with a label to compare versions on"
+    elif len(training) < (1 if enough else FOLDS):
+        too_few = f"{len(training)} of {1 if enough else FOLDS} images to learn from"
+    if too_few is not None:
+        return Result("too few", f"too few corrections: {too_few}", counts=counts)
 
-    examples, prompts = _examples(project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None))
+    examples, prompts = encode_examples(
+        project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
+    )
     scores: list[Score] = []
     work = _Work(report, folds=0 if enough else FOLDS)
     if not enough:
-        scores += _cross_validate(project, examples, prompts, fresh, work)
-    state, choice = finetune_decoder.train(_decoder(model), examples, prompts, config, work.final)
+        scores += cross_validate(project, examples, prompts, fresh, work.fold)
+    state, choice = finetune_decoder.train(project.decoder, examples, prompts, config, work.final)
     report("comparing", 0.95, None)
-    scores += _scores(project, held_out, state)
+    scores += compare(project, held_out, state)
     verdict = judge(scores, seed=config.seed)
     features.trim()
 
-    draft = _draft(project, training, held_out, verdict, choice, by_folds=not enough)
+    draft = draft_manifest(project, training, held_out, verdict, choice, by_folds=not enough)
     report("publishing", 0.98, None)
     metrics = {"choice": choice.__dict__, "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
     version = store.write(project_id, state, draft, metrics)
     result = Result(
-        "published" if verdict.better else "not better", verdict.reason, version.number, _changes(verdict), counts
+        "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
     )
     if verdict.better:
         try:
             store.publish(project_id, version, token)
         except FencedError as error:
-            return Result("superseded", str(error), version.number, _changes(verdict), counts)
+            return Result("superseded", str(error), version.number, label_changes(verdict), counts)
     atomic.write_json(last, {"fingerprint": fingerprint, "stamps": corrections.stamps})
     return result
 
@@ -231,17 +187,48 @@ def _read_plan(client: Any, data_dir: Path, project_id: int) -> PredictionPlan:
         raise CannotTrainError(f"project {project_id}: {error}") from error
 
 
+def _read_corrections(
+    client: Any, fetcher: ImageSource, project_id: int, plan: PredictionPlan, directory: Path, report: Report
+) -> Corrections:
+    """Read all annotations, and note which labels the config has now.
+
+    Raises:
+        ImagesAwayError: too many images failed for reasons that may pass.
+    """
+    names = {label.name for control in plan.controls for label in train_labels(plan, control.to_name)}
+    history = label_history(directory / "labels.json", sorted(names))
+    corrections = read_corrections(
+        client, fetcher, project_id, plan, history, on_task=lambda: report("reading corrections", 0.02, None)
+    )
+    directory.mkdir(parents=True, exist_ok=True)
+    keep_label_history(directory / "labels.json", history, corrections.newest)
+    for task_id, reason in corrections.failures:
+        log.warning("project=%d task=%d is left out: %s", project_id, task_id, reason)
+    images = len(corrections.images)
+    if corrections.away > _MOST_AWAY * (images + corrections.away):
+        task_id, reason = corrections.failures[0]
+        raise ImagesAwayError(f"{corrections.away} images cannot be fetched for now; task {task_id}: {reason}")
+    return corrections
+
+
+def _left_out(corrections: Corrections) -> str:
+    """What could not be learned from, for a reason; "" where nothing was left out."""
+    counts, said = corrections.counts, ""
+    if counts["image_failed"]:
+        task_id, reason = corrections.failures[0]
+        said += f"; {counts['image_failed']} images could not be fetched (task {task_id}: {reason})"
+    if counts["unreadable"]:
+        said += f"; {counts['unreadable']} annotations could not be read"
+    return said
+
+
 def _too_early(
     corrections: Corrections, last: Path, fingerprint: str, least_new: int, forced: bool
 ) -> tuple[JobOutcome, str] | None:
     """Why nothing is trained now; None where it is."""
     images = len(corrections.images)
     if images < MIN_IMAGES:
-        if corrections.temporary:
-            raise ImagesAwayError(
-                f"{corrections.counts['image_failed']} images could not be fetched: {corrections.failures[0]}"
-            )
-        return "too few", f"too few corrections: {images} of {MIN_IMAGES} annotated images"
+        return "too few", f"too few corrections: {images} of {MIN_IMAGES} annotated images{_left_out(corrections)}"
     if forced:
         return None
     try:
@@ -262,131 +249,6 @@ def _fresh(training: Sequence[CorrectedImage], current: StoredVersion | None) ->
     """The training images that the serving version has not learned from: only on them is a comparison fair."""
     learned = set() if current is None else set(current.manifest.data.training_images)
     return [image for image in training if image.sha256 not in learned]
-
-
-def _examples(
-    project: _Project, images: Sequence[CorrectedImage], progress: Callable[[float], None]
-) -> tuple[list[Example], PromptTable]:
-    """Encode the views of the training images and shrink their masks to the model's grid."""
-    labels: dict[str, TrainLabel] = {label.name: label for image in images for label in image.labels}
-    index = {name: position for position, name in enumerate(labels)}
-    phrases = list(dict.fromkeys(phrase for label in labels.values() for phrase in label.prompts))
-    conditions = project.model.encode_text(phrases).clone().float().cpu()
-    groups = tuple(tuple(phrases.index(phrase) for phrase in label.prompts) for label in labels.values())
-    views = project.config.views(len(images))
-    geometry = not speak_of_places(phrases)
-    upsampling = _decoder(project.model).config.upsampling
-    examples = []
-    for number, image in enumerate(images):
-        seen: list[ImageFeatures] = []
-        targets: list[np.ndarray[Any, np.dtype[np.uint8]]] = []
-        masks = [image.mask(label.name) for label in image.labels]
-        for view in (make_view(image.sha256, position, geometry=geometry) for position in range(views)):
-            progress((number + len(seen) / views) / len(images))
-            encoded = project.features.get(image.sha256, view, image.open)
-            grid = (encoded.grid_hw[0] * upsampling, encoded.grid_hw[1] * upsampling)
-            seen.append(encoded)
-            targets.append(np.stack([coverage(view.mask(mask), grid) for mask in masks]))
-        names = tuple(index[label.name] for label in image.labels)
-        examples.append(Example(image.sha256, tuple(seen), names, tuple(targets)))
-    return examples, PromptTable(conditions, groups)
-
-
-def _cross_validate(
-    project: _Project,
-    examples: Sequence[Example],
-    prompts: PromptTable,
-    fresh: Sequence[CorrectedImage],
-    work: _Work,
-) -> list[Score]:
-    """Score each fresh training image with a decoder that was trained without it; by image, so by group."""
-    left = [(example.image, example.present) for example in examples]
-    # Nothing is chosen inside a fold: the final training below does not choose either with so few images,
-    # or chooses from them, which a fold of three quarters imitates by the defaults.
-    config = project.config.model_copy(update={"choose_from": len(examples) + 1})
-    scores: list[Score] = []
-    for fold in range(FOLDS):
-        size = round(len(left) / (FOLDS - fold))
-        out = split.choose_held_out(left, [], size)
-        left = [(image, labels) for image, labels in left if image not in out]
-        scored = [image for image in fresh if image.sha256 in out]
-        if not scored:
-            continue
-        fitted = [example for example in examples if example.image not in out]
-        state, _ = finetune_decoder.train(_decoder(project.model), fitted, prompts, config, work.fold(fold))
-        scores += _scores(project, scored, state)
-    return scores
-
-
-def _scores(project: _Project, images: Sequence[CorrectedImage], state: State) -> list[Score]:
-    old, new = project.serving, project.model.with_decoder(state)
-    found = []
-    for image in images:
-        view = make_view(image.sha256, 0, geometry=False)
-        found += score_image(image, project.features.get(image.sha256, view, image.open), old, new)
-    return found
-
-
-def _draft(
-    project: _Project,
-    training: Sequence[CorrectedImage],
-    held_out: Sequence[CorrectedImage],
-    verdict: Verdict,
-    choice: Choice,
-    *,
-    by_folds: bool,
-) -> ManifestDraft:
-    model, images = project.model, [*training, *held_out]
-    transform = model.mask_transform
-    return ManifestDraft(
-        base=BaseCheckpoint(
-            name=model.name,
-            fingerprint=model.fingerprint,
-            taps=_decoder(model).config.taps,
-            input_size_hw=None if transform is None else transform.size_hw,
-        ),
-        prompts=project.plan.hash_payload(),
-        data=DataRecord(
-            task_ids=tuple(sorted({image.task_id for image in images})),
-            annotation_ids=tuple(sorted(number for image in images for number in image.annotation_ids)),
-            training_images=tuple(image.sha256 for image in training),
-            held_out_images=tuple(image.sha256 for image in held_out),
-            counts=dict(project.corrections.counts),
-        ),
-        recipe=RecipeRecord(
-            name=finetune_decoder.NAME,
-            settings=project.config.model_dump(mode="json"),
-            chosen={"interpolation": choice.interpolation, "steps": choice.steps},
-            versions={"label-studio-vlm-backend": _own_version(), "torch": str(torch.__version__)},
-        ),
-        seed=project.config.seed,
-        metrics={
-            "compared_with": 0 if project.current is None else project.current.number,
-            "decided_by": f"cross-validation, {FOLDS} folds by image" if by_folds else "held-out images",
-            "gain": verdict.gain,
-            "images": verdict.images,
-        },
-        decision="better" if verdict.better else "not better",
-        reason=verdict.reason,
-    )
-
-
-def _changes(verdict: Verdict) -> dict[str, LabelChange]:
-    return {
-        item.label: LabelChange(before=item.old_iou, after=item.new_iou, images=item.images) for item in verdict.labels
-    }
-
-
-def _decoder(model: Model) -> Any:
-    assert model.decoder is not None  # checked where the model is loaded
-    return model.decoder
-
-
-def _own_version() -> str:
-    try:
-        return importlib.metadata.version("label-studio-vlm-backend")
-    except importlib.metadata.PackageNotFoundError:
-        return "unknown"
 
 
 class _Work:

@@ -7,37 +7,63 @@ forking worker also notes a sign of life every 30 seconds while a job runs, so a
 
 SIGTERM and Ctrl-C end it within seconds: training can be repeated, so a running job is stopped and put back in
 the queue, without counting as an attempt.
+
+Redis may go and come back. A job that runs meanwhile goes on; the worker waits, and what it could not note is put
+right as after a crash.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import socket
+import time
 from typing import Any
 
+import redis
 from rq import Queue, Worker
+from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
 from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 from backend.queue import TrainingQueue
-from backend.redis_server import connect_redis
+from backend.redis_connection import connect_redis
+from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
+from training_jobs.errors import ProcessEndedError
 from training_jobs.jobs import on_failure
 
 log = logging.getLogger(__name__)
 
 _MAINTENANCE_S = 60
 _SIGN_OF_LIFE_S = 30
+_REDIS_TRIES = 12
+"""Of each command: a Redis that restarts within 13 seconds is not noticed."""
+
+_PAUSE_S = 1.0
+"""Before looking again for a Redis that was lost."""
 
 
 class TrainingWorker(Worker):
     """RQ's forking worker that gives a running job back when it is asked to end."""
 
     _interrupted = False
+
+    @property
+    def asked_to_end(self) -> bool:
+        """Whether a signal asked it to end; else it ended because it lost Redis."""
+        return self._shutdown_requested_date is not None
+
+    def maintain_heartbeats(self, job: Job, execution: Execution) -> None:
+        """Note a sign of life; a job does not end because it could not be noted."""
+        try:
+            super().maintain_heartbeats(job, execution)
+        except redis.RedisError as error:
+            self.log.warning("worker %s: no sign of life could be noted: %s", self.name, type(error).__name__)
 
     def handle_warm_shutdown_request(self) -> None:
         """Asked to end: stop the job's process."""
@@ -48,12 +74,24 @@ class TrainingWorker(Worker):
 
     def handle_work_horse_killed(self, job: Job, retpid: Any, ret_val: Any, rusage: Any) -> None:
         """The job's process is dead without having said how the job went."""
+        # What that process noted, as RQ is going to save the job as this process knows it.
+        job.get_meta(refresh=True)
         if self._interrupted:
             # One attempt more, at once: what RQ does next uses it up.
             job.retries_left = (job.retries_left or 0) + 1
             job.retry_intervals = [0]
         else:
-            on_failure(job, self.connection)
+            how = f" ({signal.Signals(os.WTERMSIG(ret_val)).name})" if ret_val and os.WIFSIGNALED(ret_val) else ""
+            ended = ProcessEndedError(
+                f"the job's process ended unexpectedly{how}. SIGKILL is most often the system's, for want of memory"
+            )
+            on_failure(job, self.connection, type(ended), ended)
+
+    def end_horse(self) -> None:
+        """End the process of a job that this worker can no longer look after."""
+        if self.horse_pid:
+            self.kill_horse(signal.SIGKILL)
+            self.wait_for_horse()
 
 
 def run_worker(settings: Settings, *, burst: bool = False) -> None:
@@ -64,11 +102,23 @@ def run_worker(settings: Settings, *, burst: bool = False) -> None:
         burst: end when the queue is empty.
 
     Raises:
-        RedisUnavailableError: no Redis.
+        RedisUnavailableError: no Redis at the start. One that goes later is waited for.
     """
-    connection = connect_redis(settings)
+    connection = connect_redis(settings, tries=_REDIS_TRIES)
+    while not _work(connection, settings, burst=burst):
+        log.error("the worker has lost Redis, and goes on when it is back")
+        for number in (signal.SIGTERM, signal.SIGINT):  # of the worker that is no more
+            signal.signal(number, signal.SIG_DFL)
+        connection = _wait_for_redis(settings)
+
+
+def _work(connection: redis.Redis, settings: Settings, *, burst: bool) -> bool:
+    """Work with one connection; returns whether the worker has ended as it should."""
     queue = TrainingQueue(connection, timeout_s=settings.train_timeout_s)
-    recover(queue)
+    try:
+        recover(queue)
+    except redis.RedisError:
+        return False
     worker = TrainingWorker(
         [queue.rq],
         connection=connection,
@@ -77,8 +127,20 @@ def run_worker(settings: Settings, *, burst: bool = False) -> None:
         job_monitoring_interval=_SIGN_OF_LIFE_S,
         log_job_description=False,
     )
-    # The scheduler is what brings back jobs that wait for another attempt.
-    worker.work(burst=burst, with_scheduler=True, logging_level=settings.log_level)
+    with contextlib.suppress(redis.RedisError):  # of its signing off
+        # The scheduler is what brings back jobs that wait for another attempt.
+        worker.work(burst=burst, with_scheduler=True, logging_level=settings.log_level)
+    worker.end_horse()
+    return burst or worker.asked_to_end
+
+
+def _wait_for_redis(settings: Settings) -> redis.Redis:
+    while True:
+        time.sleep(_PAUSE_S)
+        try:
+            return connect_redis(settings, tries=_REDIS_TRIES)
+        except RedisUnavailableError as error:
+            log.error("%s", error)
 
 
 def recover(queue: TrainingQueue) -> None:
@@ -121,6 +183,8 @@ def _forget_dead_workers(rq: Queue) -> set[str]:
 
 
 def _lives(pid: int) -> bool:
+    if pid == os.getpid():
+        return False  # we have not begun: a former self that lost Redis, or the container's former life
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

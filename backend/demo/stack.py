@@ -21,7 +21,7 @@ from backend.demo.label_studio import Credentials, answers, find_label_studio, s
 from backend.demo.processes import Child, DemoError, Supervisor, child_environment, require_free_port
 from backend.label_studio.client import LabelStudioClient
 from backend.queue import TrainingQueue
-from backend.redis_server import connect_redis
+from backend.redis_connection import connect_redis
 
 _KEPT = ("VLM_DEVICE", "VLM_DTYPE", "LOG_LEVEL")
 """Settings of the user's shell that are the machine's business and are passed on; all others are the demo's."""

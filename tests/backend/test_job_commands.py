@@ -16,7 +16,8 @@ from backend.cli import app
 from backend.job_commands import jobs_report, use_version, versions_report
 from backend.job_history import JobHistory, JobRecord, LabelChange
 from backend.queue import TrainingQueue
-from backend.redis_server import connect_redis, release_server
+from backend.redis_connection import connect_redis
+from backend.redis_server import release_server
 from backend.settings import Settings
 from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionNotFoundError, VersionStore
 

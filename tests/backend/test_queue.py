@@ -18,7 +18,8 @@ from rq.serializers import JSONSerializer
 
 from backend import queue as queue_module
 from backend.queue import START_TRAINING, Begun, RequestOutcome, TrainingQueue, save_progress
-from backend.redis_server import connect_redis, release_server
+from backend.redis_connection import connect_redis
+from backend.redis_server import release_server
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ import pytest
 import redis
 
 from backend import redis_server
-from backend.redis_server import RedisUnavailableError, connect_redis, find_server, release_server
+from backend.redis_connection import connect_redis
+from backend.redis_server import RedisUnavailableError, find_server, release_server
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ def until(condition: Callable[[], bool], what: str, timeout_s: float = 20.0) -> 
 
 
 def answers(where: Where) -> bool:
-    return redis_server._answers(redis_server._socket_path(where.data_dir / "redis"))
+    return redis_server._answers(redis_server.socket_path(where.data_dir / "redis"))
 
 
 def other_process(where: Where, code: str) -> subprocess.Popen[str]:
@@ -50,7 +51,7 @@ def other_process(where: Where, code: str) -> subprocess.Popen[str]:
         import os, sys
         from pathlib import Path
         from types import SimpleNamespace
-        from backend.redis_server import connect_redis
+        from backend.redis_connection import connect_redis
         client = connect_redis(SimpleNamespace(data_dir=Path({str(where.data_dir)!r}), redis_url=None))
         {code}
         print("ready", flush=True)
@@ -177,6 +178,29 @@ def test_an_owner_whose_server_was_killed_starts_another(where: Where) -> None:
     assert client.get("key") == b"kept"
 
 
+def test_an_idle_owner_starts_its_dead_server_again_for_the_others(where: Where) -> None:
+    # Nobody else may start it, and the owner itself asks for nothing.
+    owner = other_process(where, "client.set('key', 'kept')")
+    ready(owner)
+    client = connect_redis(where)
+    before = server_pid(client)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: not answers(where), "the server is gone")
+    assert client.get("key") == b"kept"
+    assert server_pid(client) != before
+    assert release_server(where.data_dir / "redis") is False  # it is still the other's
+    finish(owner)
+
+
+def test_a_directory_that_cannot_be_used_is_an_error_with_the_remedy(where: Where) -> None:
+    (where.data_dir / "redis" / "owner.lock").mkdir(parents=True)
+    with pytest.raises(RedisUnavailableError, match=r"owner\.lock: Is a directory\. Make room or mend the permissions"):
+        connect_redis(where)
+    (where.data_dir / "file").touch()
+    with pytest.raises(RedisUnavailableError, match=r"file.*: Not a directory"):
+        connect_redis(Where(where.data_dir / "file"))
+
+
 def test_a_server_without_its_owner_is_replaced_not_joined(where: Where) -> None:
     client = connect_redis(where)
     client.set("key", "kept")
@@ -184,7 +208,7 @@ def test_a_server_without_its_owner_is_replaced_not_joined(where: Where) -> None
     # As if both the owner and the watching shell had been killed: the lock is free, the server runs.
     server = redis_server._owned.pop(where.data_dir / "redis")
     os.close(server._descriptors[1])
-    path = redis_server._socket_path(where.data_dir / "redis")
+    path = redis_server.socket_path(where.data_dir / "redis")
     lock = redis_server._try_lock(where.data_dir / "redis" / "owner.lock")
     assert lock is not None
     redis_server._start(where.data_dir / "redis", lock, time.monotonic() + 20)
@@ -233,7 +257,7 @@ def test_a_long_path_gets_a_short_socket_that_others_find(tmp_path: Path) -> Non
     deep = Where(tmp_path / ("deep" * 20) / ("deeper" * 10))
     try:
         client = connect_redis(deep)
-        path = redis_server._socket_path(deep.data_dir / "redis")
+        path = redis_server.socket_path(deep.data_dir / "redis")
         assert len(os.fsencode(path)) <= 100
         assert path.parent.stat().st_mode & 0o777 == 0o700
         other = other_process(deep, "client.set('from', 'other')")
@@ -242,10 +266,10 @@ def test_a_long_path_gets_a_short_socket_that_others_find(tmp_path: Path) -> Non
         assert client.get("from") == b"other"
         release_server(deep.data_dir / "redis")
         assert connect_redis(deep).get("from") == b"other"
-        assert redis_server._socket_path(deep.data_dir / "redis") == path  # used again, not piled up
+        assert redis_server.socket_path(deep.data_dir / "redis") == path  # used again, not piled up
     finally:
         release_server(deep.data_dir / "redis")
-        shutil.rmtree(redis_server._socket_path(deep.data_dir / "redis").parent)
+        shutil.rmtree(redis_server.socket_path(deep.data_dir / "redis").parent)
 
 
 def test_a_recorded_socket_directory_that_others_may_write_is_not_trusted(tmp_path: Path) -> None:
@@ -255,9 +279,9 @@ def test_a_recorded_socket_directory_that_others_may_write_is_not_trusted(tmp_pa
     planted.mkdir()
     planted.chmod(0o777)
     (directory / "socket").write_text(str(planted))
-    assert redis_server._socket_path(directory) == directory / "redis.sock"
+    assert redis_server.socket_path(directory) == directory / "redis.sock"
     planted.chmod(0o700)
-    assert redis_server._socket_path(directory) == planted / "redis.sock"
+    assert redis_server.socket_path(directory) == planted / "redis.sock"
 
 
 def test_without_start_a_missing_server_is_an_error(where: Where) -> None:
@@ -282,7 +306,7 @@ def test_a_damaged_file_is_reported_with_the_servers_own_words(where: Where) -> 
 
 def test_an_operators_redis_is_used_by_its_address(where: Where) -> None:
     connect_redis(where).set("key", "value")
-    path = redis_server._socket_path(where.data_dir / "redis")
+    path = redis_server.socket_path(where.data_dir / "redis")
     client = connect_redis(Where(where.data_dir / "elsewhere", redis_url=f"unix://{path}"))
     assert client.get("key") == b"value"
     assert not (where.data_dir / "elsewhere").exists()
@@ -294,6 +318,11 @@ def test_an_address_without_redis_is_an_error_that_hides_the_password(tmp_path: 
         connect_redis(wrong)
     assert "hunter2" not in str(caught.value)
     assert caught.value.__cause__ is None
+
+
+def test_an_address_that_is_none_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(RedisUnavailableError, match=r"Redis at somewhere:6379: ValueError: .*correct REDIS_URL"):
+        connect_redis(Where(tmp_path, redis_url="somewhere:6379"))
 
 
 def test_an_old_server_on_path_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

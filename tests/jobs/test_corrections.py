@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,10 @@ from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import parse_label_config
 from backend.label_studio.errors import LabelStudioServerError
 from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.versions import VersionCorruptError
 from tests.jobs.label_studio import CONFIG, TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from training_jobs.corrections import Corrections, PackedMask, read_corrections, train_labels
+from training_jobs.label_history import LabelHistory, keep_label_history, label_history
 
 SIZE = (48, 48)
 
@@ -25,11 +27,14 @@ def label_studio() -> Iterator[LabelStudio]:
         yield running
 
 
-def read(label_studio: LabelStudio, tmp_path: Path, config: str = CONFIG) -> Corrections:
+def read(
+    label_studio: LabelStudio, tmp_path: Path, config: str = CONFIG, since: Mapping[str, str] | None = None
+) -> Corrections:
     with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
         images = ImageConfig(cache_dir=tmp_path / "images", label_studio_url=label_studio.url)
         fetcher = ImageFetcher(images, client.authorization)
-        return read_corrections(client, fetcher, 7, parse_label_config(config), on_task=lambda: None)
+        history = LabelHistory(since or {})
+        return read_corrections(client, fetcher, 7, parse_label_config(config), history, on_task=lambda: None)
 
 
 def block(top: int, bottom: int) -> NDArray[np.bool_]:
@@ -169,7 +174,8 @@ def test_an_image_that_fails_is_counted_and_the_others_are_read(label_studio: La
     assert [corrected.task_id for corrected in found.images] == [3]
     assert found.counts["image_failed"] == 2
     assert [task_id for task_id, _ in found.failures] == [1, 2]
-    assert found.temporary is True
+    assert found.away == 1
+    assert set(found.stamps) == {str(found.images[0].annotation_ids[0])}  # the others are new once they can be read
 
 
 def test_a_label_studio_that_is_away_is_an_error(label_studio: LabelStudio, tmp_path: Path) -> None:
@@ -199,6 +205,56 @@ def test_a_label_of_two_controls_is_learned_once_by_its_brush() -> None:
     </BrushLabels></View>"""
     labels = train_labels(parse_label_config(config), "image")
     assert [(label.name, label.prompts, label.threshold) for label in labels] == [("red", ("red", "scarlet"), 0.3)]
+
+
+def test_an_annotation_says_nothing_about_a_label_that_came_later(label_studio: LabelStudio, tmp_path: Path) -> None:
+    old, new, marked = (label_studio.add_task(picture(seed)[0]) for seed in range(3))
+    before = label_studio.annotate(old, [brush("red", block(0, 9))])
+    since = {"red": "", "blue": before["updated_at"]}
+    label_studio.annotate(new, [brush("red", block(0, 9))])
+    by_hand = brush("blue", block(20, 30))  # however that came about: what is marked is there
+    label_studio.annotate(marked, [by_hand], updated_at="2025-01-01T00:00:00Z")
+    found = {image.task_id: image for image in read(label_studio, tmp_path, since=since).images}
+    assert [label.name for label in found[old].labels] == ["red"]
+    assert [label.name for label in found[new].labels] == ["red", "blue"]
+    assert [label.name for label in found[marked].labels] == ["red", "blue"]
+    assert found[marked].present == {"blue"}
+
+
+def test_those_who_could_not_choose_a_label_have_no_vote_on_it(label_studio: LabelStudio, tmp_path: Path) -> None:
+    task_id = label_studio.add_task(picture(0)[0])
+    for author in (1, 2):
+        before = label_studio.annotate(task_id, [brush("red", block(0, 9))], completed_by=author)
+    label_studio.annotate(task_id, [brush("blue", block(20, 30))], completed_by=3)
+    assert read(label_studio, tmp_path).images[0].present == {"red"}
+    corrected = read(label_studio, tmp_path, since={"blue": before["updated_at"]}).images[0]
+    assert corrected.present == {"red", "blue"}
+    assert np.array_equal(corrected.mask("blue"), block(20, 30))
+
+
+def test_an_annotation_of_labels_that_are_gone_teaches_nothing(label_studio: LabelStudio, tmp_path: Path) -> None:
+    annotation = label_studio.annotate(label_studio.add_task(picture(0)[0]), [brush("crimson", block(0, 9))])
+    stamp = annotation["updated_at"]
+    found = read(label_studio, tmp_path, since={"red": stamp, "blue": stamp})
+    assert found.images == []
+    assert found.counts["outdated"] == 1
+
+
+def test_the_history_of_labels_is_kept(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    first = label_history(path, ["red", "blue"])
+    assert first.since == {"red": "", "blue": ""}
+    keep_label_history(path, first, "2026-01-01T00:00:00Z")
+    second = label_history(path, ["red", "star"])
+    assert second.since == {"red": "", "blue": "", "star": "2026-01-01T00:00:00Z"}
+    assert second.could_choose("red", "2020-01-01T00:00:00Z")
+    assert not second.could_choose("star", "2026-01-01T00:00:00Z")
+    assert second.could_choose("star", "2026-01-01T00:00:01Z")
+    keep_label_history(path, second, "2026-02-02T00:00:00Z")
+    assert label_history(path, ["star", "red"]).since == second.since
+    path.write_text("{")
+    with pytest.raises(VersionCorruptError, match=r"labels\.json"):
+        label_history(path, ["red"])
 
 
 def test_packed_masks_come_back() -> None:

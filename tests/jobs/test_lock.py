@@ -10,7 +10,8 @@ from types import SimpleNamespace
 import pytest
 import redis
 
-from backend.redis_server import connect_redis, release_server
+from backend.redis_connection import connect_redis
+from backend.redis_server import release_server
 from training_jobs.errors import LockLostError, ProjectBusyError
 from training_jobs.lock import ProjectLock, release_dead
 
@@ -67,3 +68,16 @@ def test_an_id_that_begins_alike_is_another_job(connection: redis.Redis) -> None
         assert release_dead(connection, 7, "train") is False
         assert release_dead(connection, 7, "train-1") is True
         assert not connection.exists(KEY)
+
+
+def test_a_lock_that_went_with_redis_data_is_taken_again_unless_another_was_faster(connection: redis.Redis) -> None:
+    with ProjectLock(connection, 7, "a", ttl_s=0.3) as lock:
+        connection.flushall()
+        deadline = time.monotonic() + 5.0
+        while not connection.exists(KEY):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        lock.check()
+        connection.set(KEY, "b:1")
+        assert lock._lost.wait(5)
+    assert connection.get(KEY) == b"b:1"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +19,8 @@ from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
-from training_jobs.training import Result, train_version
+from training_jobs.training import train_version
+from training_jobs.version_record import Result
 
 QUICK = FinetuneConfig(
     steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, looks=2, interpolations=(1.0,), threads=1
@@ -231,8 +233,57 @@ def test_a_config_that_cannot_be_read_cannot_be_trained_for(project: LabelStudio
 def test_images_that_are_away_are_tried_again_later(settings: Settings) -> None:
     with serve(corrected_project(10)) as running:
         running.failing = set(range(1, 6))
-        with pytest.raises(ImagesAwayError, match="5 images could not be fetched"):
+        with pytest.raises(ImagesAwayError, match=r"5 images cannot be fetched for now; task 1: .*503"):
             run(running, settings)
+
+
+def test_many_images_that_are_away_are_waited_for_and_a_few_are_left_out(settings: Settings) -> None:
+    with serve(corrected_project(24)) as running:
+        running.failing = set(range(1, 9))
+        with pytest.raises(ImagesAwayError, match="8 images"):
+            run(running, settings)
+        running.failing = {1, 2}
+        assert run(running, settings, forced=False).counts["image_failed"] == 2
+        assert run(running, settings, forced=False).outcome == "nothing new"
+        running.failing = set()
+        again = run(running, settings, forced=False)  # no annotation has changed, but two can be read now
+        assert (again.version, again.counts["images"]) == (2, 24)
+
+
+def test_images_that_are_gone_are_named(settings: Settings) -> None:
+    with serve(corrected_project(9)) as running:
+        running.images.update(dict.fromkeys((3, 5), b"no image"))
+        result = run(running, settings)
+    assert result.outcome == "too few"
+    assert "7 of 8 annotated images; 2 images could not be fetched (task 3: " in result.reason
+
+
+def test_an_old_annotation_does_not_teach_that_a_new_label_is_absent(settings: Settings) -> None:
+    with serve(corrected_project(24)) as running:
+        assert run(running, settings).outcome == "published"
+        running.config = running.config.replace('<Label value="blue"/>', '<Label value="blue"/><Label value="grey"/>')
+        image, masks = picture(300)
+        running.annotate(running.add_task(image), [brush(label, mask) for label, mask in masks.items()])
+        result = run(running, settings)
+    verdict = VersionStore(settings.data_dir).get(7, 2).metrics()["verdict"]["labels"]
+    assert result.version == 2
+    assert sum(verdict[name]["absent_images"] + verdict[name]["images"] for name in ("red", "blue")) > 8
+    assert "grey" not in verdict or verdict["grey"]["absent_images"] <= 1
+
+
+def test_almost_no_images_to_learn_from_are_too_few(settings: Settings) -> None:
+    with serve(corrected_project(24)) as running:
+        run(running, settings)
+        parts = json.loads((settings.data_dir / "projects" / "7" / "split.json").read_text())["images"]
+        assert sorted(parts.values()) == ["held out"] * 8 + ["training"] * 16
+        by_hash = {hashlib.sha256(data).hexdigest(): task_id for task_id, data in running.images.items()}
+        gone = [by_hash[sha] for sha, part in parts.items() if part == "training"][1:]
+        gone += [by_hash[sha] for sha, part in parts.items() if part == "held out"][:1]
+        for task_id in gone:
+            running.annotations[task_id] = []
+        VersionStore(settings.data_dir).publish(7, 0, VersionStore(settings.data_dir).next_token(7))
+        result = run(running, settings)
+    assert (result.outcome, result.reason) == ("too few", "too few corrections: 1 of 4 images to learn from")
 
 
 def test_a_version_of_another_checkpoint_is_no_opponent(

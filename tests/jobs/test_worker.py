@@ -15,10 +15,13 @@ import redis
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
+from backend import queue as queue_module
+from backend import redis_server
 from backend.job_commands import jobs_report, versions_report
 from backend.job_history import JobHistory
 from backend.queue import START_TRAINING, TrainingQueue
-from backend.redis_server import connect_redis, release_server
+from backend.redis_connection import connect_redis
+from backend.redis_server import find_server, release_server
 from backend.settings import Settings
 from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, corrected_project, serve
@@ -47,7 +50,10 @@ def label_studio() -> Iterator[LabelStudio]:
         running.free.set()
 
 
-def start_worker(settings: Settings, url: str, *options: str) -> subprocess.Popen[bytes]:
+def start_worker(
+    settings: Settings, url: str, *options: str, before: str = "", **variables: str
+) -> subprocess.Popen[bytes]:
+    """`vlm worker`; `before` is Python that runs first in its process, `variables` go to its environment."""
     kept = ("PATH", "HOME", "LANG", "TMPDIR", "VIRTUAL_ENV")
     environment = {name: value for name, value in os.environ.items() if name in kept} | {
         "VLM_CHECKPOINT": settings.checkpoint,
@@ -58,8 +64,10 @@ def start_worker(settings: Settings, url: str, *options: str) -> subprocess.Pope
         "OMP_NUM_THREADS": "1",
         "VLM_TRAIN_RECIPE": '{"steps": 120, "learning_rate": 0.005, "pull": 0, "encoded_views": 32, "choose_from": 99}',
         "LOG_LEVEL": "WARNING",
+        **variables,
     }
-    return subprocess.Popen([sys.executable, "-m", "backend.cli", "worker", *options], env=environment)
+    code = f"import sys; from backend.cli import main\nsys.argv = {['vlm', 'worker', *options]!r}\n{before}\nmain()"
+    return subprocess.Popen([sys.executable, "-c", code], env=environment)
 
 
 def burst(settings: Settings, url: str) -> None:
@@ -179,7 +187,8 @@ def test_the_last_attempt_of_a_job_that_is_killed_is_a_failure_and_a_waiting_req
     label_studio.free.set()
     assert worker.wait(120) == 0
     outcomes = [(record.outcome, record.reason) for record in JobHistory(settings.data_dir).list(7)]
-    assert outcomes[1] == ("failed", "the job's process ended unexpectedly")
+    assert outcomes[1][0] == "failed"
+    assert "the job's process ended unexpectedly (SIGKILL)" in outcomes[1][1]
     assert outcomes[0][0] == "published"
 
 
@@ -192,6 +201,7 @@ def test_what_may_pass_is_tried_again_later(
     live = queue.status(7)
     assert live is not None
     assert (live.job_id, live.state) == (job_id, "retrying")
+    assert "500" in live.problem
     assert fetch(connection, job_id).retries_left == 1
     assert JobHistory(settings.data_dir).list(7) == []
 
@@ -207,6 +217,123 @@ def test_what_will_not_pass_fails_at_once_with_its_reason(
     assert "404" in records[0].reason or "not" in records[0].reason.lower()
     assert queue.status(8) is None
     assert queue.request_training(8, reason=START_TRAINING).state == "queued"
+
+
+KILL_ONCE = """
+import os, signal
+from pathlib import Path
+import {module} as module
+def killed(*args, original=module.{name}, **kwargs):
+    mark = Path(os.environ["MARK"])
+    if not mark.exists():
+        mark.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*args, **kwargs)
+module.{name} = killed
+"""
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs are tried again at once."""
+    monkeypatch.setattr(queue_module, "RETRY_INTERVALS_S", (0, 0))
+
+
+@pytest.mark.usefixtures("at_once")
+@pytest.mark.parametrize(
+    ("module", "name", "versions"),
+    [
+        ("backend.versions", "VersionStore.publish", [1, 2]),  # between the version and `current`
+        ("training_jobs.jobs", "_announce", [1]),  # after `current`
+    ],
+)
+def test_a_job_that_is_killed_anywhere_is_run_again_and_tells_the_truth(
+    queue: TrainingQueue,
+    settings: Settings,
+    label_studio: LabelStudio,
+    tmp_path: Path,
+    module: str,
+    name: str,
+    versions: list[int],
+) -> None:
+    queue.request_training(7, reason=START_TRAINING)
+    before, mark = KILL_ONCE.format(module=module, name=name), tmp_path / "mark"
+    assert start_worker(settings, label_studio.url, "--burst", before=before, MARK=str(mark)).wait(120) == 0
+    assert mark.exists()
+    store = VersionStore(settings.data_dir)
+    current = store.current(7)
+    assert current is not None
+    assert store.numbers(7) == tuple(versions)
+    (record,) = JobHistory(settings.data_dir).list(7)
+    assert (record.outcome, record.version) == ("published", versions[-1] == current.number and current.number)
+    assert record.labels["red"].after is not None
+    assert record.counts["images"] == 24
+    assert queue.status(7) is None
+
+
+@pytest.mark.usefixtures("at_once")
+def test_a_training_that_was_asked_for_is_still_one_after_its_process_was_killed(
+    queue: TrainingQueue, settings: Settings, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    burst(settings, label_studio.url)
+    queue.request_training(7, reason=START_TRAINING)
+    before = KILL_ONCE.format(module="training_jobs.jobs", name="_Reporter.__call__")
+    assert (
+        start_worker(settings, label_studio.url, "--burst", before=before, MARK=str(tmp_path / "mark")).wait(120) == 0
+    )
+    assert JobHistory(settings.data_dir).list(7)[0].outcome == "not better"  # and not "nothing new"
+
+
+def test_redis_may_die_while_a_job_runs(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio
+) -> None:
+    label_studio.free.clear()
+    queue.request_training(7, reason=START_TRAINING)
+    worker = start_worker(settings, label_studio.url, "--burst")
+    assert label_studio.asked.wait(60)
+    os.kill(int(connection.info("server")["process_id"]), signal.SIGKILL)
+    label_studio.free.set()
+    assert worker.wait(120) == 0
+    assert [record.outcome for record in JobHistory(settings.data_dir).list(7)] == ["published"]
+    assert queue.status(7) is None
+
+
+def test_a_worker_that_has_lost_redis_waits_for_it(
+    settings: Settings, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    socket, log = tmp_path / "own.sock", tmp_path / "worker.log"
+    command = [find_server(), "--port", "0", "--unixsocket", str(socket), "--dir", str(tmp_path), "--appendonly", "yes"]
+
+    def start_redis() -> subprocess.Popen[bytes]:
+        server = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        until(lambda: redis_server._answers(socket), "Redis answers")
+        return server
+
+    own = settings.model_copy(update={"redis_url": f"unix://{socket}"})
+    server = start_redis()
+    worker = None
+    try:
+        queue = TrainingQueue(connect_redis(own), timeout_s=300)
+        label_studio.free.clear()
+        queue.request_training(7, reason="ANNOTATION_CREATED")
+        before = f"import sys, training_jobs.worker as w; w._REDIS_TRIES = 1; sys.stderr = open({str(log)!r}, 'w', 1)"
+        worker = start_worker(settings, label_studio.url, before=before, REDIS_URL=f"unix://{socket}")
+        assert label_studio.asked.wait(60)
+        server.kill()
+        server.wait()
+        label_studio.free.set()
+        until(lambda: "has lost Redis" in log.read_text(), "the worker notices")
+        server = start_redis()
+        until(lambda: VersionStore(settings.data_dir).current(7) is not None, "a version is published", 60)
+        until(lambda: queue.status(7) is None, "the job has ended", 60)
+        worker.terminate()
+        assert worker.wait(20) == 0
+    finally:
+        server.kill()
+        server.wait()
+        if worker is not None and worker.poll() is None:
+            worker.kill()
 
 
 def test_the_workers_own_process_stays_without_torch() -> None:
