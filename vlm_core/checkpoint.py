@@ -230,16 +230,14 @@ def _load_own(directory: Path, device: torch.device, dtype: torch.dtype) -> Mode
         mask_transform = None if mask_part is None else ImageTransform.from_dict(mask_part)
         tag_transform = ImageTransform.from_dict(manifest["tag_transform"])
         name, max_tokens = str(manifest["name"]), int(text_part["max_tokens"])
-    except (KeyError, TypeError) as error:
-        raise CheckpointMismatchError(f"{directory / MANIFEST} lacks or garbles {error}") from error
-    weights = read_weights(directory / WEIGHTS)
-    fill(clip, {k.removeprefix("clip."): v for k, v in weights.items() if k.startswith("clip.")}, directory)
+    except CheckpointMismatchError:
+        raise
+    except Exception as error:  # torch, timm and transformers each refuse an impossible value in ways of their own
+        raise CheckpointMismatchError(f"{directory / MANIFEST} lacks or garbles {error!r}") from error
+    modules: dict[str, torch.nn.Module] = {"clip.": clip}
     if decoder is not None:
-        fill(
-            decoder,
-            {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")},
-            directory,
-        )
+        modules["decoder."] = decoder
+    fill(modules, read_weights(directory / WEIGHTS), directory)
     vocab_size = int(clip.text_encoder.config.vocab_size)
     tokenizer = TextTokenizer.from_directory(directory, vocab_size=vocab_size, max_tokens=max_tokens)
     return Model(

@@ -15,7 +15,7 @@ from vlm_core.projection import Projection, normalised
 from vlm_core.text_encoder import TextEncoder
 
 MAX_LOGIT_SCALE = math.log(100.0)
-"""The paper clips the temperature so that logits are never scaled by more than 100."""
+"""While training, the paper clips the temperature so that logits are never scaled by more than 100."""
 
 
 class CLIP(nn.Module):
@@ -40,8 +40,13 @@ class CLIP(nn.Module):
 
     @property
     def temperature_scale(self) -> Tensor:
-        """What similarities are multiplied with: exp(logit_scale), a scalar of at most 100."""
-        return self.logit_scale.clamp(max=MAX_LOGIT_SCALE).exp()
+        """What similarities are multiplied with: exp(logit_scale), a scalar, as the checkpoint has it."""
+        return self.logit_scale.exp()
+
+    @torch.no_grad()
+    def limit_temperature(self) -> None:
+        """Clip the learned temperature to the paper's limit; training calls it after each update."""
+        self.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E), L2-normalised."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,33 +43,63 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def fill(module: nn.Module, weights: Mapping[str, Tensor], where: Path) -> None:
-    """Load weights into a module, all of them.
+def read_pickled_weights(path: Path) -> dict[str, Tensor]:
+    """Tensors of one `pytorch_model.bin`. Raises as `read_weights`.
+
+    Only tensors and plain containers are read: no code from the file is run.
+    """
+    if not path.is_file():
+        raise CheckpointIncompleteError(f"{path.parent} has no {path.name}: the weights are missing, download it again")
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged archive surfaces as errors of zip, pickle and torch
+        raise CheckpointMismatchError(f"{path} is damaged or holds more than weights: {error}") from error
+    if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
+        raise CheckpointMismatchError(f"{path} holds other things than named tensors: take the original file")
+    return dict(values)
+
+
+def fill(
+    modules: Mapping[str, nn.Module],
+    weights: Mapping[str, Tensor],
+    where: Path,
+    in_file: Callable[[str], str] = lambda name: name,
+) -> None:
+    """Load weights into modules: every tensor has its place, and every place its tensor.
+
+    Args:
+        modules: by the prefix that their tensors' names have in `weights`.
+        weights: all that the checkpoint holds.
+        where: the checkpoint's directory, for messages.
+        in_file: from a name in `weights` to the name in the file, for messages.
 
     Raises:
         CheckpointIncompleteError: a parameter has no tensor.
         CheckpointMismatchError: a tensor without parameter, one of another shape, or one that is not finite.
     """
-    expected = module.state_dict()
+    expected = {prefix + k: v for prefix, module in modules.items() for k, v in module.state_dict().items()}
     missing = sorted(set(expected) - set(weights))
     if missing:
-        raise CheckpointIncompleteError(f"the weights in {where} lack {_some(missing)}: download them again")
+        raise CheckpointIncompleteError(
+            f"the weights in {where} lack {_some([in_file(k) for k in missing])}: download them again"
+        )
     extra = sorted(set(weights) - set(expected))
     if extra:
         raise CheckpointMismatchError(
-            f"the weights in {where} hold {_some(extra)}, which its configuration has no place for"
+            f"the weights in {where} hold {_some([in_file(k) for k in extra])}, which its configuration has no room for"
         )
     wrong = [
-        f"{k} {tuple(weights[k].shape)} instead of {tuple(v.shape)}"
+        f"{in_file(k)} {tuple(weights[k].shape)} instead of {tuple(v.shape)}"
         for k, v in expected.items()
         if weights[k].shape != v.shape
     ]
     if wrong:
         raise CheckpointMismatchError(f"tensors in {where} do not fit its configuration: {_some(wrong)}")
-    not_finite = [k for k, v in weights.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
+    not_finite = [in_file(k) for k, v in weights.items() if v.is_floating_point() and not bool(torch.isfinite(v).all())]
     if not_finite:
         raise CheckpointMismatchError(f"the weights in {where} are not finite numbers in {_some(not_finite)}")
-    module.load_state_dict({k: weights[k].to(v.dtype) for k, v in expected.items()})
+    for prefix, module in modules.items():
+        module.load_state_dict({k: weights[prefix + k].to(v.dtype) for k, v in module.state_dict().items()})
 
 
 def _some(names: list[str]) -> str:

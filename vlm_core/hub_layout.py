@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import AutoConfig, CLIPConfig, CLIPSegConfig, CLIPTextConfig
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError
-from vlm_core.files import fill, fingerprint, read_json, read_weights
+from vlm_core.files import fill, fingerprint, read_json, read_pickled_weights, read_weights
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.model import Model
 from vlm_core.preprocess import CLIP_MEAN, CLIP_STD, ImageTransform, TextTokenizer
@@ -27,35 +28,41 @@ from vlm_core.text_encoder import TextEncoder
 log = logging.getLogger(__name__)
 
 _TIMM_ARCHITECTURE = "vit_base_patch16_clip_quickgelu_224"
-_TIMM_ACTIVATIONS = {"quick_gelu": "quick_gelu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh"}
+_TIMM_ACTIVATIONS = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
 
 
 def load(directory: Path, name: str, device: torch.device, dtype: torch.dtype) -> Model:
     """Read a directory in one of the two layouts. See `vlm_core.load` for the errors."""
     config = _read_config(directory)
     transform = ImageTransform.from_processor(_read_processor(directory))
-    weights = _read_all_weights(directory)
-    clip = _build_clip(config, directory)
-    segments = isinstance(config, CLIPSegConfig)
-    prefix = "clip." if segments else ""
-    clip_weights = {
-        k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix) and not k.startswith("decoder.")
-    }
-    fill(clip, convert_clip(clip_weights), directory)
-    decoder: CLIPSegDecoder | None = None
+    clip, decoder = _build(config, directory)
+    modules: dict[str, torch.nn.Module] = {"clip.": clip}
     tag_transform, mask_transform = transform, None
-    if segments:
-        decoder = CLIPSegDecoder(decoder_config(config))
-        fill(
-            decoder,
-            {k.removeprefix("decoder."): v for k, v in weights.items() if k.startswith("decoder.")},
-            directory,
-        )
-        mask_transform = transform
+    prefix = ""
+    if decoder is not None:
+        prefix = "clip."
+        modules["decoder."] = decoder
+        if transform.crop:
+            log.warning("%s: its image processor cuts the centre out; masks squash the whole image", directory.name)
+        mask_transform = transform.squashed()
         # CLIPSeg's processor describes how masks see the image. Tags see it as CLIP itself was trained to.
-        size = _side(config.vision_config.image_size)
+        vision: Any = config.vision_config
+        size = _side(vision.image_size)
         tag_transform = ImageTransform((size, size), True, size, 3, CLIP_MEAN, CLIP_STD)
-    _check_sizes(mask_transform or tag_transform, clip.image_encoder.patch_size, directory)
+    _check_size(mask_transform or tag_transform, clip.image_encoder.patch_size, directory)
+    weights = _read_all_weights(directory)
+    ours = {f"clip.{k}": v for k, v in convert_clip(_without(weights, prefix)).items()}
+    ours |= {k: v for k, v in weights.items() if not k.startswith(prefix)}
+    fill(modules, ours, directory, lambda name: _name_in_file(name, prefix))
     tokenizer = TextTokenizer.from_directory(
         directory, vocab_size=int(config.text_config.vocab_size), max_tokens=clip.text_encoder.max_tokens
     )
@@ -105,29 +112,41 @@ def _read_processor(directory: Path) -> Mapping[str, Any]:
 
 def _read_all_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors, from one file or from the shards that an index names."""
-    index = directory / "model.safetensors.index.json"
-    binary = directory / "pytorch_model.bin"
-    if index.is_file():
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, Mapping):
-            raise CheckpointMismatchError(f"{index} has no weight_map: download it again")
-        weights: dict[str, Tensor] = {}
-        for shard in sorted(set(shards.values())):
-            weights |= read_weights(directory / Path(str(shard)).name)
-    elif binary.is_file() and not (directory / "model.safetensors").is_file():
-        try:
-            # weights_only: tensors and plain containers, no code from the file is run
-            weights = torch.load(binary, map_location="cpu", weights_only=True)
-        except Exception as error:  # a damaged archive surfaces as errors of zip, pickle and torch
-            raise CheckpointMismatchError(f"{binary} is damaged or holds more than weights: {error}") from error
+    pickled = not any((directory / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json"))
+    pickled = pickled and any((directory / n).is_file() for n in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
+    name, read = ("pytorch_model.bin", read_pickled_weights) if pickled else ("model.safetensors", read_weights)
+    index = directory / f"{name}.index.json"
+    if (directory / name).is_file() or not index.is_file():
+        weights = read(directory / name)
     else:
-        weights = read_weights(directory / "model.safetensors")
+        shards = read_json(index).get("weight_map")
+        if not isinstance(shards, Mapping) or not shards:
+            raise CheckpointMismatchError(f"{index} has no weight_map: download it again")
+        weights = {}
+        for shard in sorted({str(file) for file in shards.values()}):
+            weights |= read(directory / Path(shard).name)
     # buffers that older transformers versions saved; they are counted, not learned
     return {k: v for k, v in weights.items() if not k.endswith("position_ids")}
 
 
+def _build(config: Any, directory: Path) -> tuple[CLIP, CLIPSegDecoder | None]:
+    """The model that a configuration describes, with random weights."""
+    try:
+        clip = _build_clip(config, directory)
+        return clip, CLIPSegDecoder(decoder_config(config)) if isinstance(config, CLIPSegConfig) else None
+    except CheckpointMismatchError:
+        raise
+    except Exception as error:  # torch, timm and transformers each refuse an impossible size in ways of their own
+        raise CheckpointMismatchError(
+            f"{directory / 'config.json'} describes a model that cannot be built ({error!r}): "
+            "take the file of the original checkpoint"
+        ) from error
+
+
 def _build_clip(config: Any, directory: Path) -> CLIP:
     vision, text = config.vision_config, config.text_config
+    if min(vision.num_attention_heads, text.num_attention_heads) < 1:
+        raise CheckpointMismatchError(f"{directory / 'config.json'}: num_attention_heads must be at least 1")
     activation = _TIMM_ACTIVATIONS.get(vision.hidden_act)
     if activation is None:
         raise CheckpointMismatchError(
@@ -190,7 +209,7 @@ def convert_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             for old, timm_name in _VISION_NAMES:
                 new = new.replace(old, timm_name)
             if new in ("cls_token", "pos_embed"):
-                value = value.reshape(1, -1, value.shape[-1])
+                value = value.reshape(1, -1, *value.shape[-1:])
             block, _, part = new.partition(".attn.")
             if part[:7] in ("q_proj.", "k_proj.", "v_proj."):
                 qkv.setdefault(f"{block}.attn.qkv.{part[7:]}", {})[part[0]] = value
@@ -199,6 +218,9 @@ def convert_clip(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         else:
             out[key] = value
     for name, parts in qkv.items():
+        shapes = {tuple(value.shape) for value in parts.values()}
+        if len(shapes) > 1:
+            raise CheckpointMismatchError(f"queries, keys and values of {name} differ in shape: {sorted(shapes)}")
         if parts.keys() == {"q", "k", "v"}:
             out["image_encoder.vit." + name] = torch.cat([parts[p] for p in "qkv"])
     return out
@@ -227,12 +249,33 @@ def _side(size: int | list[int] | tuple[int, ...]) -> int:
     return int(size[0])
 
 
-def _check_sizes(transform: ImageTransform, patch: int, directory: Path) -> None:
-    if transform.size_hw[0] % patch or transform.size_hw[1] % patch:
+def _check_size(transform: ImageTransform, patch: int, directory: Path) -> None:
+    if min(transform.size_hw) < patch:
         raise CheckpointMismatchError(
             f"the image processor in {directory} makes {transform.size_hw[0]} x {transform.size_hw[1]} px, "
-            f"no multiple of the model's patch size of {patch} px: they are from different models"
+            f"less than one patch of the model, {patch} px: they are from different models"
         )
+
+
+def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names have the prefix, by the rest of their names."""
+    return {k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)}
+
+
+def _name_in_file(name: str, prefix: str) -> str:
+    """The name in the file for one of our names: `convert_clip` backwards."""
+    if not name.startswith("clip."):
+        return name
+    name = name.removeprefix("clip.")
+    if name.startswith("text_encoder.model."):
+        return prefix + "text_model." + name.removeprefix("text_encoder.model.")
+    if not name.startswith("image_encoder.vit."):
+        return prefix + name
+    name = name.removeprefix("image_encoder.vit.").replace("attn.qkv.", "self_attn.{q,k,v}_proj.")
+    for theirs, ours in _VISION_NAMES:
+        whole_words = rf"(?<!\w){re.escape(ours)}" + ("" if ours.endswith(".") else r"(?!\w)")
+        name = re.sub(whole_words, theirs, name)
+    return prefix + "vision_model." + name
 
 
 def _agree_on_end_token(text_encoder: TextEncoder, tokenizer: TextTokenizer, directory: Path) -> None:

@@ -148,21 +148,23 @@ class ImageEncoder(nn.Module):
         """Encode a batch.
 
         Args:
-            pixel_values: (B, 3, H, W), normalised; H and W multiples of the patch size, any such size.
+            pixel_values: (B, 3, H, W), normalised; H and W at least one patch. What the last whole patch leaves over
+                at the right and at the bottom is not seen, as in transformers.
             taps: 0-based blocks whose outputs are wanted.
             pooled: whether to run to the end and pool. Otherwise only the blocks up to the deepest tap run.
 
         Raises:
-            InputError: a size that the patches do not divide, or a block that is not there.
+            InputError: a size below one patch, or a block that is not there.
         """
         height, width = pixel_values.shape[-2:]
         patch = self.patch_size
-        if height % patch or width % patch:
-            raise InputError(f"an input of {height} x {width} px is not a multiple of the patch size, {patch} px")
+        grid_hw = (height // patch, width // patch)
+        if not all(grid_hw):
+            raise InputError(f"an input of {height} x {width} px is smaller than one patch of {patch} px")
         if any(not 0 <= t < self.depth for t in taps):
             raise InputError(f"taps {tuple(taps)} name blocks outside 0..{self.depth - 1}")
         vit = self.vit
-        grid_hw = (height // patch, width // patch)
+        pixel_values = pixel_values[..., : grid_hw[0] * patch, : grid_hw[1] * patch]
         # The patch projection itself: timm's wrapper refuses sizes other than the configured one.
         tokens = vit.patch_embed.norm(vit.patch_embed.proj(pixel_values).flatten(2).transpose(1, 2))
         tokens = vit.norm_pre(vit.pos_drop(self._add_positions(tokens, grid_hw)))

@@ -20,6 +20,8 @@ from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
 
 _TEXT_CACHE_ENTRIES = 4096
 _TEXT_BATCH = 256
+_DECODE_BATCH = 64
+"""Prompts decoded at once: at 352 px each takes some 8 MB on the way, and a labelling config may have a thousand."""
 
 
 class Model:
@@ -48,7 +50,13 @@ class Model:
         device: torch.device | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """Put the parts together; `vlm_core.load` is the usual way to get one."""
+        """Put the parts together; `vlm_core.load` is the usual way to get one.
+
+        Raises:
+            CheckpointMismatchError: the decoder is not one for this CLIP.
+        """
+        if decoder is not None:
+            _check_fit(clip, decoder)
         self.device = device or torch.device("cpu")
         self.dtype = dtype
         self.clip = clip.to(self.device, dtype).eval().requires_grad_(False)
@@ -177,21 +185,26 @@ class Model:
             Logits on the model's own grid: a square view of the whole image, however its sides relate.
 
         Raises:
-            InputError: features of several images, or without taps, or conditions of another width.
+            InputError: features of several images, or without taps, no condition, or conditions of another width.
         """
         decoder, _ = self._mask_parts()
         if len(features) != 1 or not features.taps:
             raise InputError(
                 f"decode takes the mask features of one image, got {len(features)} images, {len(features.taps)} taps"
             )
-        if conditions.ndim != 2 or conditions.shape[1] != decoder.config.condition_dim:
+        if conditions.ndim != 2 or not len(conditions) or conditions.shape[1] != decoder.config.condition_dim:
             raise InputError(
-                f"conditions need shape (P, {decoder.config.condition_dim}), got {tuple(conditions.shape)}"
+                f"conditions need shape (P, {decoder.config.condition_dim}) with P >= 1, got {tuple(conditions.shape)}"
             )
         taps = [t.to(self.device, self.dtype) for t in features.taps]
-        logits = decoder(taps, conditions.to(self.device, self.dtype)[None], features.grid_hw)[0]
+        logits = torch.cat(
+            [
+                decoder(taps, some.to(self.device, self.dtype)[None], features.grid_hw)[0].float().cpu()
+                for some in torch.split(conditions, _DECODE_BATCH)
+            ]
+        )
         names = tuple(prompts) if prompts is not None else ("",) * conditions.shape[0]
-        return MaskLogits(logits.float().cpu(), names)
+        return MaskLogits(logits, names)
 
     @torch.inference_mode()
     def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
@@ -235,3 +248,19 @@ class Model:
 
     def _pixels(self, images: Sequence[Image.Image], transform: ImageTransform) -> Tensor:
         return torch.stack([transform(image) for image in images]).to(self.device, self.dtype)
+
+
+def _check_fit(clip: CLIP, decoder: CLIPSegDecoder) -> None:
+    config, encoder = decoder.config, clip.image_encoder
+    if max(config.taps) >= encoder.depth:
+        raise CheckpointMismatchError(
+            f"the decoder reads blocks {config.taps} of the image encoder, which has {encoder.depth} (from 0 to "
+            f"{encoder.depth - 1}): they are from different models"
+        )
+    expected = (encoder.width, clip.projection_dim, encoder.num_prefix_tokens)
+    found = (config.tap_width, config.condition_dim, config.num_prefix_tokens)
+    if found != expected:
+        raise CheckpointMismatchError(
+            f"the decoder takes taps {found[0]} wide, conditions {found[1]} wide and {found[2]} prefix tokens; "
+            f"this CLIP gives {expected[0]}, {expected[1]} and {expected[2]}: they are from different models"
+        )

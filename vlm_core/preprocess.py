@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,12 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError, InputError
+from vlm_core.pictures import to_rgb
 from vlm_core.text_encoder import tokenizer_directory_files
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+_MAX_ASPECT = 8
+"""Pictures up to so many times as long as wide are scaled whole before their centre is cut out."""
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -45,8 +49,11 @@ class ImageTransform:
             raise CheckpointMismatchError(
                 f"an image size of {self.size_hw} with shortest edge {self.shortest_edge} cannot be cut out"
             )
-        if self.resample not in range(6) or min(self.std) <= 0:
-            raise CheckpointMismatchError(f"resample {self.resample} or std {self.std} cannot be used")
+        usable = all(math.isfinite(value) for value in (*self.mean, *self.std)) and min(self.std) > 0
+        if self.resample not in range(6) or not usable:
+            raise CheckpointMismatchError(
+                f"resample {self.resample}, mean {self.mean} or std {self.std} cannot be used"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able; `from_dict` reads it back."""
@@ -70,8 +77,18 @@ class ImageTransform:
                 `size` may be a number, `{height, width}` or `{shortest_edge}`.
 
         Raises:
-            CheckpointMismatchError: no size in it, or one of another form.
+            CheckpointMismatchError: no size in it, one of another form, or a value that is none.
         """
+        try:
+            return cls._read_processor(processor)
+        except (LookupError, TypeError, ValueError, ArithmeticError) as error:
+            raise CheckpointMismatchError(
+                f"the image processor's settings {dict(processor)} cannot be used ({error!r}): "
+                "take the file of the original checkpoint"
+            ) from error
+
+    @classmethod
+    def _read_processor(cls, processor: Mapping[str, Any]) -> ImageTransform:
         size, crop_size = processor.get("size"), processor.get("crop_size")
         crop = bool(processor.get("do_center_crop", False)) and crop_size is not None
         edge = size.get("shortest_edge") if isinstance(size, Mapping) else None
@@ -86,7 +103,8 @@ class ImageTransform:
         if isinstance(crop_size, int):
             crop_size = {"height": crop_size, "width": crop_size}
         if crop:
-            assert isinstance(crop_size, Mapping)
+            if not isinstance(crop_size, Mapping):
+                raise TypeError(f"crop_size {crop_size!r} is neither a number nor height and width")
             size_hw = (int(crop_size["height"]), int(crop_size["width"]))
         else:
             size_hw = (
@@ -95,20 +113,27 @@ class ImageTransform:
         mean, std = processor.get("image_mean", IMAGENET_MEAN), processor.get("image_std", IMAGENET_STD)
         if not processor.get("do_normalize", True):
             mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+        # Values are brought to 0..1 before mean and deviation; a processor with another factor is met by these two.
+        factor = float(processor.get("rescale_factor", 1 / 255)) if processor.get("do_rescale", True) else 1.0
+        mean, std = ([float(value) / (255 * factor) for value in values] for values in (mean, std))
         return cls(
             size_hw=size_hw,
             crop=crop,
             shortest_edge=max(int(edge or 0), *size_hw) if crop else 0,
             resample=int(processor.get("resample", 2)),
-            mean=(float(mean[0]), float(mean[1]), float(mean[2])),
-            std=(float(std[0]), float(std[1]), float(std[2])),
+            mean=(mean[0], mean[1], mean[2]),
+            std=(std[0], std[1], std[2]),
         )
+
+    def squashed(self) -> ImageTransform:
+        """The same size and normalisation without cutting anything off."""
+        return replace(self, crop=False, shortest_edge=0)
 
     def __call__(self, image: Image.Image) -> Tensor:
         """(3, H, W) float32, normalised, from a picture of any size.
 
         Args:
-            image: 8 bit, EXIF rotation already applied; converted to RGB where it is not.
+            image: EXIF rotation already applied; converted to RGB, 8 bit, where it is not.
 
         Raises:
             InputError: not a PIL image, or one without pixels.
@@ -118,20 +143,41 @@ class ImageTransform:
         width, height = image.size
         if not width or not height:
             raise InputError(f"an image of {width} x {height} px has no pixels")
-        rgb = image if image.mode == "RGB" else image.convert("RGB")
+        rgb = to_rgb(image)
         filter_ = Image.Resampling(self.resample)
         if self.crop:
-            scale = self.shortest_edge / min(width, height)
-            # the shorter edge exactly, the longer one truncated, as CLIP's own preprocessing does
-            scaled = tuple(self.shortest_edge if s == min(width, height) else int(s * scale) for s in (width, height))
-            rgb = rgb.resize((scaled[0], scaled[1]), filter_)
-            top, left = (scaled[1] - self.size_hw[0]) // 2, (scaled[0] - self.size_hw[1]) // 2
-            rgb = rgb.crop((left, top, left + self.size_hw[1], top + self.size_hw[0]))
+            rgb = self._cut_out(rgb, filter_)
         elif rgb.size != (self.size_hw[1], self.size_hw[0]):
             rgb = rgb.resize((self.size_hw[1], self.size_hw[0]), filter_)
         values = np.asarray(rgb, dtype=np.float32) / 255.0
         values = (values - np.asarray(self.mean, np.float32)) / np.asarray(self.std, np.float32)
         return torch.from_numpy(values).permute(2, 0, 1).contiguous()
+
+    def _cut_out(self, rgb: Image.Image, filter_: Image.Resampling) -> Image.Image:
+        """Scale the shorter edge to `shortest_edge` and take the centre.
+
+        The longer edge is truncated to whole pixels, as CLIP's own preprocessing does.
+        """
+        height, width = self.size_hw
+        scaled = tuple(self.shortest_edge * side // min(rgb.size) for side in rgb.size)
+        left, top = (scaled[0] - width) // 2, (scaled[1] - height) // 2
+        if max(scaled) <= _MAX_ASPECT * self.shortest_edge:
+            return rgb.resize((scaled[0], scaled[1]), filter_).crop((left, top, left + width, top + height))
+        # All of a very long picture could fill the memory: only what the filter reaches from the centre is scaled.
+        lying = rgb.width > rgb.height
+        start, length = (left, width) if lying else (top, height)
+        step = max(rgb.size) / max(scaled)
+        reach = math.ceil(4 * max(1.0, step))
+        first = max(0, math.floor(start * step) - reach)
+        last = min(max(rgb.size), math.ceil((start + length) * step) + reach)
+        ends = (start * step - first, min((start + length) * step - first, last - first))
+        if lying:
+            part = rgb.crop((first, 0, last, rgb.height))
+            part = part.resize((width, rgb.height), filter_, box=(ends[0], 0, ends[1], rgb.height))
+            return part.resize((width, scaled[1]), filter_).crop((0, top, width, top + height))
+        part = rgb.crop((0, first, rgb.width, last)).resize((scaled[0], last - first), filter_)
+        part = part.resize((scaled[0], height), filter_, box=(0, ends[0], scaled[0], ends[1]))
+        return part.crop((left, 0, left + width, height))
 
 
 class TextTokenizer:
@@ -169,6 +215,8 @@ class TextTokenizer:
             )
         if tokenizer.pad_token_id is None:
             raise CheckpointMismatchError(f"the tokenizer in {directory} has no padding token: set pad_token in it")
+        # Padding must not move a text's tokens: its vector would depend on the others of the call.
+        tokenizer.padding_side = "right"
         return cls(tokenizer, max_tokens)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

@@ -145,6 +145,63 @@ def test_weights_of_the_older_binary_file_are_read_without_running_code(copy: Pa
         vlm_core.load(copy, device="cpu")
 
 
+def test_a_sharded_binary_file_is_read(copy: Path) -> None:
+    expected = answers(vlm_core.load(copy, device="cpu"))[0]
+    weights = load_file(copy / "model.safetensors")
+    names = sorted(weights)
+    files = {"pytorch_model-00001-of-00002.bin": names[::2], "pytorch_model-00002-of-00002.bin": names[1::2]}
+    for file, keys in files.items():
+        torch.save({k: weights[k] for k in keys}, copy / file)
+    index = {"weight_map": {k: file for file, keys in files.items() for k in keys}}
+    (copy / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+    (copy / "model.safetensors").unlink()
+    torch.testing.assert_close(answers(vlm_core.load(copy, device="cpu"))[0], expected)
+    (copy / "pytorch_model-00002-of-00002.bin").unlink()
+    with pytest.raises(errors.CheckpointIncompleteError, match=r"no pytorch_model-00002-of-00002\.bin"):
+        vlm_core.load(copy, device="cpu")
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {"state_dict": {"a": torch.zeros(1)}}, torch.zeros(2)])
+def test_a_binary_file_of_another_kind_is_refused(copy: Path, content: object) -> None:
+    (copy / "model.safetensors").unlink()
+    torch.save(content, copy / "pytorch_model.bin")
+    with pytest.raises(errors.CheckpointMismatchError, match="other things than named tensors"):
+        vlm_core.load(copy, device="cpu")
+
+
+def test_masks_see_the_whole_image_whatever_the_processor_cuts(copy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    expected = answers(vlm_core.load(copy, device="cpu"))[0]
+    path = copy / "processor_config.json"
+    processor = json.loads(path.read_text())
+    processor["image_processor"] |= {"size": {"shortest_edge": 64}, "crop_size": 64, "do_center_crop": True}
+    path.write_text(json.dumps(processor))
+    torch.testing.assert_close(answers(vlm_core.load(copy, device="cpu"))[0], expected)
+    assert "cuts the centre out" in caplog.text
+
+
+def test_padding_never_moves_a_texts_tokens(copy: Path) -> None:
+    path = copy / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"padding_side": "left"}))
+    model = vlm_core.load(copy, device="cpu")
+    alone = model.encode_text(["x"])
+    together = vlm_core.load(copy, device="cpu").encode_text(["x", "a much longer phrase"])[:1]
+    torch.testing.assert_close(alone, together, atol=1e-5, rtol=0)
+
+
+def test_a_tokenizer_of_slow_files_alone_is_read(copy: Path) -> None:
+    expected = answers(vlm_core.load(copy, device="cpu"))
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (copy / name).unlink()
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(copy / "_tokenizer" / name, copy / name)
+    masks, tags = answers(vlm_core.load(copy, device="cpu"))
+    torch.testing.assert_close(masks, expected[0])
+    assert tags == pytest.approx(expected[1])
+    (copy / "merges.txt").unlink()
+    with pytest.raises(errors.CheckpointIncompleteError, match=r"vocab\.json but no merges\.txt"):
+        vlm_core.load(copy, device="cpu")
+
+
 def _no_tokenizer(d: Path) -> None:
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (d / name).unlink()
@@ -158,6 +215,41 @@ def _rename_tensor(d: Path) -> None:
 
 def _extra_tensor(d: Path) -> None:
     save_file(load_file(d / "model.safetensors") | {"clip.surprise": torch.zeros(1)}, d / "model.safetensors")
+
+
+def _extra_tensor_beside(d: Path) -> None:
+    save_file(load_file(d / "model.safetensors") | {"head.weight": torch.zeros(1)}, d / "model.safetensors")
+
+
+def _without_decoder(d: Path) -> None:
+    weights = load_file(d / "model.safetensors")
+    save_file({k: v for k, v in weights.items() if not k.startswith("decoder.")}, d / "model.safetensors")
+
+
+def _uneven_attention(d: Path) -> None:
+    key = "clip.vision_model.encoder.layers.0.self_attn.q_proj.weight"
+    save_file(load_file(d / "model.safetensors") | {key: torch.zeros(3, 5)}, d / "model.safetensors")
+
+
+def _config(*path: str, value: object) -> Callable[[Path], None]:
+    def edit(d: Path) -> None:
+        values = json.loads((d / "config.json").read_text())
+        part = values
+        for key in path[:-1]:
+            part = part[key]
+        part[path[-1]] = value
+        (d / "config.json").write_text(json.dumps(values))
+
+    return edit
+
+
+def _processor(**values: object) -> Callable[[Path], None]:
+    def edit(d: Path) -> None:
+        whole = json.loads((d / "processor_config.json").read_text())
+        whole["image_processor"] |= values
+        (d / "processor_config.json").write_text(json.dumps(whole))
+
+    return edit
 
 
 def _other_shape(d: Path) -> None:
@@ -215,11 +307,31 @@ def _pointer(d: Path) -> None:
         (_no_tokenizer, errors.CheckpointIncompleteError, r"no tokenizer in .*save_pretrained"),
         (_edit("tokenizer.json", "{}"), errors.CheckpointMismatchError, "cannot be read"),
         (_bigger_vocabulary, errors.CheckpointMismatchError, "different models"),
-        (_rename_tensor, errors.CheckpointIncompleteError, r"lack film_mul\.bias"),
+        (_rename_tensor, errors.CheckpointIncompleteError, r"lack decoder\.film_mul\.bias"),
         (_extra_tensor, errors.CheckpointMismatchError, "surprise"),
         (_other_shape, errors.CheckpointMismatchError, r"logit_scale \(2,\) instead of \(\)"),
         (_not_finite, errors.CheckpointMismatchError, "not finite"),
-        (_missing_block, errors.CheckpointIncompleteError, r"qkv|k_proj"),
+        (_extra_tensor_beside, errors.CheckpointMismatchError, r"hold head\.weight"),
+        (_without_decoder, errors.CheckpointIncompleteError, r"lack decoder\.film_add\.bias"),
+        (_uneven_attention, errors.CheckpointMismatchError, r"differ in shape.*\(3, 5\)"),
+        (_config("extract_layers", value=[3, 6, 9]), errors.CheckpointMismatchError, r"\(3, 6, 9\).*which has 5"),
+        (_config("conditional_layer", value=3), errors.CheckpointMismatchError, "conditional_layer 3 is none of 3"),
+        (_config("text_config", "hidden_act", value="what"), errors.CheckpointMismatchError, "what"),
+        (_config("vision_config", "hidden_act", value="what"), errors.CheckpointMismatchError, "activation 'what'"),
+        (_config("vision_config", "hidden_size", value=0), errors.CheckpointMismatchError, "cannot be"),
+        (_config("vision_config", "patch_size", value=0), errors.CheckpointMismatchError, "cannot be"),
+        (_config("vision_config", "num_attention_heads", value=-3), errors.CheckpointMismatchError, "heads"),
+        (_config("projection_dim", value=-3), errors.CheckpointMismatchError, "cannot be built"),
+        (_processor(size={"height": "a", "width": 3}), errors.CheckpointMismatchError, "cannot be used"),
+        (_processor(image_mean=None), errors.CheckpointMismatchError, "cannot be used"),
+        (_processor(image_std=[0.5]), errors.CheckpointMismatchError, "cannot be used"),
+        (_processor(rescale_factor=0), errors.CheckpointMismatchError, "cannot be used"),
+        (_processor(size=4), errors.CheckpointMismatchError, "less than one patch"),
+        (
+            _missing_block,
+            errors.CheckpointIncompleteError,
+            r"lack clip\.vision_model\.encoder\.layers\.2\.self_attn\.\{q,k,v\}_proj\.bias",
+        ),
     ],
 )
 def test_a_damaged_checkpoint_names_what_is_wrong(
@@ -259,6 +371,38 @@ def test_a_newer_schema_is_refused(tiny: Path, tmp_path: Path) -> None:
     path = tmp_path / "mine" / checkpoint.MANIFEST
     path.write_text(path.read_text().replace('"schema_version": 1', '"schema_version": 2'))
     with pytest.raises(errors.CheckpointMismatchError, match="schema 2; this version reads"):
+        vlm_core.load(tmp_path / "mine", device="cpu")
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("projection_dim",), "wide"),
+        (("projection_dim",), 13),
+        (("decoder",), "plain"),
+        (("decoder", "taps"), [0, 9]),
+        (("decoder", "condition_dim"), 13),
+        (("image_encoder",), []),
+        (("image_encoder", "model_args"), {"embed_dim": 31, "num_heads": 2}),
+        (("image_encoder", "architecture"), "resnet18"),
+        (("text_encoder", "config"), {"model_type": "unheard of"}),
+        (("text_encoder", "config", "n_heads"), 5),
+        (("text_encoder", "max_tokens"), None),
+        (("tag_transform",), {"size_hw": "large"}),
+    ],
+)
+def test_a_damaged_manifest_is_an_error_of_ours(
+    tiny: Path, tmp_path: Path, path: tuple[str, ...], value: object
+) -> None:
+    checkpoint.save(tmp_path / "mine", name="mine", **own_parts(tiny))  # type: ignore[arg-type]
+    file = tmp_path / "mine" / checkpoint.MANIFEST
+    manifest = json.loads(file.read_text())
+    part = manifest
+    for key in path[:-1]:
+        part = part[key]
+    part[path[-1]] = value
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(errors.CheckpointError):
         vlm_core.load(tmp_path / "mine", device="cpu")
 
 

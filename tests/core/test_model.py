@@ -168,8 +168,8 @@ def test_a_tower_takes_sizes_that_are_not_square() -> None:
     encoded = tower(torch.randn(1, 3, 48, 80), taps=(1,))
     assert encoded.grid_hw == (3, 5)
     assert encoded.taps[0].shape == (1, 16, 48)
-    with pytest.raises(InputError, match="50 x 48"):
-        tower(torch.randn(1, 3, 50, 48))
+    with pytest.raises(InputError, match="48 x 15 px is smaller than one patch"):
+        tower(torch.randn(1, 3, 48, 15))
     with pytest.raises(InputError, match="taps"):
         tower(torch.randn(1, 3, 48, 48), taps=(7,))
 
@@ -209,3 +209,15 @@ def test_a_decoder_reads_grids_that_are_not_square(model: Model) -> None:
     wide.mask_transform = replace(model.mask_transform, size_hw=(32, 64))
     logits = wide.decode(wide.encode_image(picture(0)), wide.encode_text(PHRASES)).logits
     assert logits.shape == (3, 32, 64)
+
+
+def test_many_prompts_are_decoded_in_parts_to_the_same_logits(model: Model) -> None:
+    prompts = [f"thing {number}" for number in range(70)]
+    features, conditions = model.encode_image(picture(3)), model.encode_text(prompts)
+    together = model.decode(features, conditions, prompts)
+    assert together.prompts == tuple(prompts)
+    for row in (0, 63, 64, 69):
+        alone = model.decode(features, conditions[row : row + 1]).logits[0]
+        torch.testing.assert_close(together.logits[row], alone, atol=1e-4, rtol=0)
+    with pytest.raises(InputError, match="P >= 1"):
+        model.decode(features, conditions[:0])

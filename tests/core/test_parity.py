@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ import timm.layers
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoProcessor, CLIPModel, CLIPSegForImageSegmentation
+from transformers import AutoProcessor, CLIPModel, CLIPSegForImageSegmentation, ViTImageProcessor
 
 import vlm_core
 from tests.core.factories import PHRASES, make_clip_directory, make_clipseg_directory
@@ -110,11 +111,17 @@ def test_smaller_inputs_equal_transformers(clipseg: Path, size: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("taps", "conditional_layer", "patch_size"),
-    [((0, 2, 4), 1, 16), ((3, 1), 1, 8), ((2,), 0, 32), ((4, 0, 2, 1), 2, 16)],
+    ("taps", "conditional_layer", "patch_size", "mask_size"),
+    [
+        ((0, 2, 4), 1, 16, 96),
+        ((3, 1), 1, 8, 96),
+        ((2,), 0, 32, 96),
+        ((4, 0, 2, 1), 2, 16, 96),
+        ((1, 3), 0, 14, 100),  # patches that do not divide the input: the rest is not seen
+    ],
 )
 def test_unusual_configurations_equal_transformers(
-    tmp_path: Path, taps: tuple[int, ...], conditional_layer: int, patch_size: int
+    tmp_path: Path, taps: tuple[int, ...], conditional_layer: int, patch_size: int, mask_size: int
 ) -> None:
     make_clipseg_directory(
         tmp_path,
@@ -122,7 +129,7 @@ def test_unusual_configurations_equal_transformers(
         conditional_layer=conditional_layer,
         patch_size=patch_size,
         image_size=64,
-        mask_size=96,
+        mask_size=mask_size,
     )
     model = vlm_core.load(tmp_path, device="cpu")
     assert model.mask_transform is not None
@@ -145,6 +152,33 @@ def test_logits_per_image_equal_transformers(tmp_path: Path) -> None:
     torch.testing.assert_close(ours, expected, atol=TOLERANCE, rtol=0)
 
 
+def test_logits_per_image_equal_transformers_above_the_training_limit_of_the_temperature(tmp_path: Path) -> None:
+    reference = make_clip_directory(tmp_path)
+    with torch.no_grad():
+        reference.logit_scale.fill_(6.0)
+    reference.save_pretrained(tmp_path)
+    model = vlm_core.load(tmp_path, device="cpu")
+    pixel_values = model.tag_transform(picture())[None]
+    ids, mask = model.tokenizer(PHRASES)
+    with torch.no_grad():
+        expected = reference(pixel_values=pixel_values, input_ids=ids, attention_mask=mask).logits_per_image
+        ours = model.clip(pixel_values, ids, mask)
+    torch.testing.assert_close(ours, expected, atol=1e-3, rtol=0)  # logits here reach hundreds
+
+
+@pytest.mark.parametrize("activation", ["gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "relu", "silu", "swish"])
+def test_activations_equal_transformers(tmp_path: Path, activation: str) -> None:
+    make_clipseg_directory(tmp_path, image_size=32, mask_size=64)
+    config = json.loads((tmp_path / "config.json").read_text())
+    for tower in ("text_config", "vision_config"):
+        config[tower]["hidden_act"] = activation
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    model = vlm_core.load(tmp_path, device="cpu")
+    assert model.mask_transform is not None
+    expected = reference_logits(tmp_path, model.mask_transform(picture())[None], PHRASES)
+    torch.testing.assert_close(our_logits(model, PHRASES), expected, atol=TOLERANCE, rtol=0)
+
+
 def test_tags_of_a_clipseg_checkpoint_use_its_clip(clipseg: Path) -> None:
     model = vlm_core.load(clipseg, device="cpu")
     reference = CLIPSegForImageSegmentation.from_pretrained(clipseg).eval().clip
@@ -156,7 +190,7 @@ def test_tags_of_a_clipseg_checkpoint_use_its_clip(clipseg: Path) -> None:
     torch.testing.assert_close(torch.tensor([ours[p] for p in PHRASES]), expected, atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("size", [(640, 427), (200, 333), (352, 352), (1, 50)])
+@pytest.mark.parametrize("size", [(640, 427), (200, 333), (352, 352), (1, 50), (900, 30), (30, 901)])
 def test_preprocessing_equals_transformers(clipseg: Path, tmp_path: Path, size: tuple[int, int]) -> None:
     """Within one grey level: transformers resizes with torchvision, we with Pillow."""
     make_clip_directory(tmp_path)
@@ -169,6 +203,25 @@ def test_preprocessing_equals_transformers(clipseg: Path, tmp_path: Path, size: 
         assert ours.shape == expected.shape
         one_level = 1 / 255 / min(transform.std)
         assert (ours - expected).abs().max() <= 1.01 * one_level
+
+
+def test_a_very_long_picture_is_not_scaled_whole(tmp_path: Path) -> None:
+    """Scaled whole, this one would have 224 x 14.7 million pixels."""
+    transform = ImageTransform((224, 224), crop=True, shortest_edge=224, resample=3)
+    middle = Image.new("RGB", (65_500, 1), (0, 0, 0))
+    middle.paste((255, 0, 0), (32_700, 0, 32_800, 1))
+    red = transform(middle)[0]
+    assert float(red.min()) == float(red.max()) == pytest.approx((1 - transform.mean[0]) / transform.std[0])
+
+
+@pytest.mark.parametrize(
+    "settings", [{"do_rescale": False, "do_normalize": False}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}]
+)
+def test_other_rescaling_equals_transformers(settings: dict[str, object]) -> None:
+    values = {"size": {"height": 40, "width": 40}, "image_std": [0.5] * 3, "image_mean": [0.5] * 3, **settings}
+    image = picture(40, 40)
+    expected = ViTImageProcessor(**values)(image, return_tensors="pt").pixel_values[0]
+    torch.testing.assert_close(ImageTransform.from_processor(values)(image), expected.float(), atol=1e-4, rtol=0)
 
 
 def test_a_reference_model_is_what_the_name_says(tmp_path: Path) -> None:

@@ -187,6 +187,7 @@ def train_clip(
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
             nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
             optimizer.step()
+            clip.limit_temperature()
             losses.append(loss.item())
             done = step + 1
             progress.advance(loss=losses[-1])

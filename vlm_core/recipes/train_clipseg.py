@@ -222,6 +222,8 @@ def train_clipseg(
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
             optimizer.step()
+            if settings.train_encoders:
+                clip.limit_temperature()
             losses.append({key: value.item() for key, value in parts.items()})
             done = step + 1
             progress.advance(loss=float(loss.item()))

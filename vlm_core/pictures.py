@@ -1,0 +1,89 @@
+"""Image files and decoded images -> RGB, 8 bit, upright, as a browser shows them.
+
+What a model is trained on, what `vlm predict` reads and what the server fetches all come through here, so that
+one file is one picture everywhere.
+"""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from vlm_core.errors import DataError
+
+FORMATS = (
+    "JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "ICNS", "QOI",
+)  # fmt: skip
+"""Formats that are read. An explicit list: Pillow would hand EPS to Ghostscript."""
+_BACKGROUND = (255, 255, 255)
+
+
+@functools.cache
+def known_formats() -> tuple[str, ...]:
+    """Those of `FORMATS` that this Pillow was built with, as `Image.open` takes them."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def open_picture(path: Path) -> Image.Image:
+    """An image file as RGB, upright; of an animation the first frame.
+
+    Raises:
+        DataError: missing, of an unknown format, broken, or so large that Pillow refuses it (about 179 megapixels).
+    """
+    try:
+        with Image.open(path, formats=known_formats()) as image:
+            image.load()
+            return to_rgb(upright(image))
+    except Exception as error:  # on broken files Pillow's readers raise nearly anything
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DataError(f"{path} cannot be read as an image: {reason}") from error
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Apply the orientation that browsers apply, seen in Chromium: EXIF's, not XMP's, and none in WebP."""
+    if image.format == "WEBP":
+        return image
+    for name in ("xmp", "XML:com.adobe.xmp"):
+        image.info.pop(name, None)
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # EXIF that cannot be read turns nothing; Pillow's reader raises nearly anything.
+        return image
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any mode -> RGB, 8 bit: what is transparent lies on white, 16-bit grey is scaled from its full range."""
+    if image.mode == "RGB" and not image.has_transparency_data:
+        return image
+    if image.mode.startswith("I;16"):
+        # A browser shows 16-bit grey by its upper byte; Pillow's own conversion would cut it off at 255.
+        pixels = np.asarray(image).astype(np.float32)
+        return _grey(pixels / 257.0)
+    if image.mode in ("I", "F"):
+        return _grey(_stretched(np.asarray(image).astype(np.float64)))
+    if image.has_transparency_data or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        rgba = image.convert("RGBA")
+        canvas = Image.new("RGBA", rgba.size, (*_BACKGROUND, 255))
+        return Image.alpha_composite(canvas, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _stretched(pixels: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
+    """Grey levels without a standard range -> 0..255: as they are, as 16 bit, or from least to most."""
+    finite = np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
+    least, most = float(finite.min()), float(finite.max())
+    if least >= 0 and 1 < most <= 255:
+        return finite
+    if least >= 0 and 255 < most <= 65535:
+        return np.asarray(finite / 257.0)
+    if least >= 0 and most <= 1:
+        return np.asarray(finite * 255.0)
+    return np.asarray((finite - least) * (255.0 / (most - least))) if most > least else np.zeros_like(finite)
+
+
+def _grey(levels: np.ndarray) -> Image.Image:  # type: ignore[type-arg]
+    return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")
