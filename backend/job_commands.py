@@ -7,8 +7,10 @@ from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
+import redis
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from backend.job_history import JobHistory, JobRecord
 from backend.queue import LiveJob, TrainingQueue
@@ -34,7 +36,7 @@ def jobs_report(settings: Settings, *, project_id: int | None = None, limit: int
         with connect_redis(settings, start=False) as connection:
             jobs = TrainingQueue(connection).jobs()
         live = [_live(job) for job in jobs if project_id in (None, job.project_id)]
-    except RedisUnavailableError as error:
+    except (RedisUnavailableError, redis.RedisError) as error:
         queue_state = str(error)
     ended = JobHistory(settings.data_dir).list(project_id)[:limit]
     return {"ended": [_ended(record) for record in ended], "live": live, "queue": queue_state}
@@ -46,36 +48,39 @@ def print_jobs(report: Mapping[str, Any]) -> None:
     for column in ("project", "job", "state", "when", "what"):
         table.add_column(column, overflow="fold")
     for job in report["live"]:
-        progress = job["progress"]
-        what = f"{progress['phase']}, {progress['percent']} %" if progress else job["reason"]
-        if job["follow_up"]:
-            what += "; one more will follow"
         when = _time(job["started_at"] or job["enqueued_at"])
-        table.add_row(str(job["project_id"]), job["job_id"], job["state"], when, what)
+        _add(table, job["project_id"], job["job_id"], job["state"], when, _doing(job))
     for job in report["ended"]:
         what = job["reason"] + "".join(f"\n{line}" for line in _label_lines(job["labels"]))
         if job["version"] is not None:
             what = f"version {job['version']}: {what}"
-        table.add_row(str(job["project_id"]), job["job_id"], job["outcome"], _time(job["ended_at"]), what)
+        if left_out := _left_out(job["counts"]):
+            what += f"\nleft out: {left_out}"
+        _add(table, job["project_id"], job["job_id"], job["outcome"], _time(job["ended_at"]), what)
     console = Console()
     if table.row_count:
         console.print(table)
     else:
         console.print("No training yet. Corrections, or Start Training in Label Studio, ask for one.")
     if report["queue"] != "running":
-        console.print(f"Waiting and running jobs are not known: {report['queue']}")
+        console.print(Text(f"Waiting and running jobs are not known: {report['queue']}"))
 
 
 def versions_report(settings: Settings, project_id: int | None = None) -> list[dict[str, Any]]:
-    """All versions of a project, or of all, oldest first; JSON values. A damaged one carries its `error`."""
+    """All versions of a project, or of all, oldest first; JSON values.
+
+    A damaged one carries its `error`. Where the file that names the serving version is damaged, a row with the number
+    None says so.
+    """
     store = VersionStore(settings.data_dir)
     rows = []
     for project in store.project_ids() if project_id is None else [project_id]:
+        serving = 0
         try:
-            current = store.current(project)
-            serving = 0 if current is None else current.number
-        except VersionError:
-            serving = -1  # the damaged version below says why
+            publication = store.publication(project)
+            serving = 0 if publication is None else publication[1]
+        except VersionError as error:
+            rows.append({"error": str(error), "number": None, "project_id": project, "serves": False})
         for number in store.numbers(project):
             rows.append(_version(store, project, number, serving))
     return rows
@@ -89,13 +94,12 @@ def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
     for row in rows:
         serves = "yes" if row["serves"] else ""
         if row["error"] is not None:
-            table.add_row(str(row["project_id"]), str(row["number"]), serves, "", "", "", f"damaged: {row['error']}")
+            number = "current" if row["number"] is None else row["number"]
+            _add(table, row["project_id"], number, serves, "", "", "", f"damaged: {row['error']}")
             continue
         images = f"{row['training_images']} + {row['held_out_images']} held out"
         decision = f"{row['decision']}: {row['reason']}"
-        table.add_row(
-            str(row["project_id"]), str(row["number"]), serves, _time(row["created_at"]), row["base"], images, decision
-        )
+        _add(table, row["project_id"], row["number"], serves, _time(row["created_at"]), row["base"], images, decision)
     console = Console()
     if table.row_count:
         console.print(table)
@@ -109,16 +113,22 @@ def use_version(settings: Settings, project_id: int, number: int) -> None:
     A training that runs meanwhile cannot publish over this decision.
 
     Raises:
-        VersionError: there is no such version, or it cannot be used.
+        VersionError: there is no such version, it cannot be used, or the data directory cannot be written.
     """
     store = VersionStore(settings.data_dir)
     if number != 0:
         store.get(project_id, number)
-    store.publish(project_id, number, store.next_token(project_id))
+    try:
+        store.publish(project_id, number, store.next_token(project_id))
+    except OSError as error:
+        raise VersionError(
+            f"{error.filename or settings.data_dir}: {error.strerror}. Make room, or mend the permissions",
+            public="the data directory cannot be written",
+        ) from error
     try:
         with connect_redis(settings, start=False) as connection:
             TrainingQueue(connection).announce_version(project_id, number)
-    except RedisUnavailableError:
+    except (RedisUnavailableError, redis.RedisError):
         pass  # a server notices by itself
 
 
@@ -154,6 +164,31 @@ def _times(job: LiveJob) -> dict[str, datetime | None]:
 def _ended(record: JobRecord) -> dict[str, Any]:
     seconds = (record.ended_at - record.started_at).total_seconds()
     return {**record.to_json(), "seconds": round(seconds, 1)}
+
+
+def _doing(job: Mapping[str, Any]) -> str:
+    """What a job that waits or runs does, or why it waits."""
+    progress = job["progress"]
+    if job["state"] == "retrying":
+        return f"will be tried again: {job['problem']}"
+    what = f"{progress['phase']}, {progress['percent']} %" if progress else str(job["reason"])
+    return f"{what}; one more will follow" if job["follow_up"] else what
+
+
+def _left_out(counts: Mapping[str, int]) -> str:
+    """What a training could not learn from although somebody meant it to."""
+    words = {
+        "image_failed": "images that could not be fetched",
+        "unreadable": "annotations that could not be read",
+        "outdated": "images with labels that the config no longer has",
+        "no_image": "tasks without an image",
+    }
+    return ", ".join(f"{counts[key]} {text}" for key, text in words.items() if counts.get(key))
+
+
+def _add(table: Table, *cells: object) -> None:
+    """Add a row as it is: names and reasons may hold what rich would take for markup, like "[/red]"."""
+    table.add_row(*(Text(str(cell)) for cell in cells))
 
 
 def _label_lines(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:

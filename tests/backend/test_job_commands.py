@@ -19,7 +19,14 @@ from backend.queue import TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import release_server
 from backend.settings import Settings
-from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionNotFoundError, VersionStore
+from backend.versions import (
+    BaseCheckpoint,
+    ManifestDraft,
+    RecipeRecord,
+    VersionError,
+    VersionNotFoundError,
+    VersionStore,
+)
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
@@ -145,6 +152,54 @@ def test_a_damaged_version_is_shown_as_such(settings: Settings) -> None:
     assert run(settings, "versions", "7", "--use", "1")[0] == 0  # the remedy that the error names
     with pytest.raises(VersionNotFoundError):
         use_version(settings, 7, 9)
+
+
+def test_a_damaged_pointer_is_shown_and_mended_by_choosing(settings: Settings) -> None:
+    make_version(settings)
+    use_version(settings, 7, 1)
+    (settings.data_dir / "projects" / "7" / "current").write_text('{"vers')
+    (settings.data_dir / "projects" / "0").mkdir()  # no project of ours
+    rows = versions_report(settings)
+    assert [(row["number"], row["serves"]) for row in rows] == [(None, False), (1, False)]
+    assert "current: not JSON" in rows[0]["error"]
+    code, table = run(settings, "versions")
+    assert (code, "damaged: " in table) == (0, True)
+    assert run(settings, "versions", "7", "--use", "1")[0] == 0
+    assert [(row["number"], row["serves"]) for row in versions_report(settings)] == [(1, True)]
+
+
+def test_names_are_shown_as_they_are(settings: Settings) -> None:
+    change = LabelChange(before=0.1, after=0.6, images=10)
+    labels = {"[red]": change, "[/]": change, ":star:": change}
+    counts = {"image_failed": 2, "unreadable": 1, "skipped": 4}
+    JobHistory(settings.data_dir).add(record(1, labels=labels, reason="[Errno 28] [/blue]", counts=counts))
+    code, table = run(settings, "jobs")
+    assert code == 0
+    for name in labels:
+        assert f"{name}: IoU 0.10 to 0.60" in table
+    assert "[Errno 28] [/blue]" in table
+    assert "left out: 2 images that could not be fetched, 1 annotations that could not be read" in table
+
+
+def test_a_job_that_will_be_tried_again_says_why(settings: Settings) -> None:
+    queue = TrainingQueue(connect_redis(settings))
+    job = queue.rq.fetch_job(queue.request_training(7, reason="ANNOTATION_CREATED").job_id)
+    assert job is not None
+    job.started_at, job.retries_left = START, 1
+    job.meta["problem"] = "Label Studio at http://ls:8080 cannot be reached"
+    job.save()
+    table = run(settings, "jobs")[1]
+    assert "retrying" in table
+    assert "will be tried again: Label Studio at http://ls:8080 cannot be reached" in table
+
+
+def test_a_data_directory_that_cannot_be_written_is_one_message(settings: Settings) -> None:
+    make_version(settings)
+    fence = settings.data_dir / "projects" / "7" / "fence.json"
+    fence.mkdir()
+    (fence / "full").touch()
+    with pytest.raises(VersionError, match="fence"):
+        use_version(settings, 7, 1)
 
 
 def test_choosing_needs_a_project(settings: Settings) -> None:
