@@ -157,6 +157,9 @@ def demo(
 @app.command()
 def worker(
     burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
+    end_with_stdin: Annotated[
+        bool, typer.Option("--end-with-stdin", help="End when the standard input ends: with the parent process.")
+    ] = False,
 ) -> None:
     """Train on corrections, one job after the other, until asked to end.
 
@@ -167,6 +170,10 @@ def worker(
     from training_jobs.worker import run_worker
 
     configure_logging(settings.log_level)
+    if end_with_stdin:
+        from backend.lifeline import end_with_standard_input
+
+        end_with_standard_input()
     run_worker(settings, burst=burst)
 
 

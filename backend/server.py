@@ -101,11 +101,17 @@ def _nothing() -> Iterator[None]:
 
 @contextmanager
 def _worker(settings: Settings) -> Iterator[None]:
-    """`vlm worker` as a child with the same settings; its end is logged, and it ends with the server."""
+    """`vlm worker` as a child with the same settings; its end is logged, and it ends with the server.
+
+    In order while this process can see to it, and by `backend.lifeline` when it is killed.
+    """
     ending = threading.Event()
     # A group of its own: Ctrl-C in a terminal reaches the server alone, which then ends the worker in order.
     process = subprocess.Popen(
-        [sys.executable, "-m", "backend.cli", "worker"], env=child_environment(settings), start_new_session=True
+        [sys.executable, "-m", "backend.cli", "worker", "--end-with-stdin"],
+        env=child_environment(settings),
+        stdin=subprocess.PIPE,
+        start_new_session=True,
     )
 
     def watch() -> None:
@@ -119,6 +125,8 @@ def _worker(settings: Settings) -> Iterator[None]:
     finally:
         ending.set()
         _end(process)
+        if process.stdin is not None:
+            process.stdin.close()
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

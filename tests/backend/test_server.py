@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import signal
 import socket
 import subprocess
@@ -48,15 +49,35 @@ def _children(pid: int) -> list[int]:
     return [int(child) for child in text.split()]
 
 
+def _workers(pid: int) -> list[int]:
+    return [child for child in _children(pid) if b"backend.cli\0worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+
+
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_it_answers_at_once_and_ends_cleanly_with_its_worker(process: tuple[subprocess.Popen[str], str]) -> None:
     started, url = process
     assert httpx.get(f"{url}/health", timeout=5).json()["status"] == "UP"
-    workers = [pid for pid in _children(started.pid) if b"worker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    workers = _workers(started.pid)
     assert len(workers) == 1
     started.send_signal(signal.SIGTERM)
     assert started.wait(60) == 0
     assert not Path(f"/proc/{workers[0]}").exists()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc and uses a pidfd")
+def test_the_worker_ends_with_a_server_that_is_killed(process: tuple[subprocess.Popen[str], str]) -> None:
+    started, url = process
+    assert httpx.get(f"{url}/health", timeout=5).status_code == 200
+    (worker,) = _workers(started.pid)
+    watched = os.pidfd_open(worker)
+    started.kill()
+    started.wait()
+    # Readable as soon as the process has ended, whoever inherits and collects it.
+    ended, _, _ = select.select([watched], [], [], 30)
+    os.close(watched)
+    if not ended:
+        os.kill(worker, signal.SIGKILL)
+    assert ended
 
 
 def test_a_taken_port_is_said_plainly(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
