@@ -4,7 +4,8 @@
 
 Everything after `--` goes to `pip install`. A stamp in the environment holds a hash of those arguments, of the
 files that decide what they install, and of the interpreter: while it matches, nothing is run and the command
-answers in milliseconds. It is written last, so an interrupted installation is taken up again.
+answers in milliseconds. It is written last, so an interrupted installation is taken up again. A lock beside the
+environment lets a second `make` wait for the first, and find its work done.
 
 Needs the standard library only: it runs before anything is installed.
 """
@@ -12,11 +13,13 @@ Needs the standard library only: it runs before anything is installed.
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import hashlib
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 OLDEST = (3, 11)
@@ -43,11 +46,40 @@ def ensure(environment: Path, arguments: Sequence[str], root: Path) -> bool:
     Raises:
         SystemExit: the interpreter is too old, has no `venv`, or pip failed; the message says what to do.
     """
+    expected = wanted(arguments, root)
+    if _is_ready(environment, expected):
+        return False
+    with _locked(environment):
+        if _is_ready(environment, expected):
+            return False
+        _install(environment, arguments, root, expected)
+    return True
+
+
+def _is_ready(environment: Path, expected: str) -> bool:
+    """Whether the environment was finished for exactly these arguments and files."""
     stamp = environment / "installed.sha256"
     python = environment / "bin" / "python"
-    expected = wanted(arguments, root)
-    if stamp.is_file() and python.exists() and stamp.read_text().strip() == expected:
-        return False
+    return stamp.is_file() and python.exists() and stamp.read_text().strip() == expected
+
+
+@contextlib.contextmanager
+def _locked(environment: Path) -> Iterator[None]:
+    """Hold the environment's lock; the kernel frees it however its holder ends."""
+    environment.parent.mkdir(parents=True, exist_ok=True)
+    # Beside the environment, which is emptied when it is made anew.
+    with open(environment.parent / f"{environment.name}.lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"Waiting for another make that prepares {environment}", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _install(environment: Path, arguments: Sequence[str], root: Path, expected: str) -> None:
+    stamp = environment / "installed.sha256"
+    python = environment / "bin" / "python"
     started = time.monotonic()
     stamp.unlink(missing_ok=True)
     if not _runs(python):
@@ -61,7 +93,6 @@ def ensure(environment: Path, arguments: Sequence[str], root: Path) -> bool:
         raise SystemExit(f"pip could not install into {environment}: see above. Mend it and run make again.")
     stamp.write_text(expected + "\n")
     print(f"{environment} is ready after {time.monotonic() - started:.0f} s", flush=True)
-    return True
 
 
 def _runs(python: Path) -> bool:

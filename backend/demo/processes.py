@@ -14,6 +14,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -129,7 +130,8 @@ class Supervisor:
         log = self.log_dir / (name.lower().replace(" ", "-") + ".log")
         if log.exists():
             log.replace(log.with_suffix(".previous.log"))  # what an error shows must be of this run
-        with log.open("wb") as output:
+        # Ctrl-C between a child's start and its entry in the list would leave it behind.
+        with log.open("wb") as output, _signals_wait():
             try:
                 process = subprocess.Popen(
                     argv,
@@ -142,9 +144,9 @@ class Supervisor:
                 )
             except OSError as error:
                 raise DemoError(f"{name} cannot be started: {argv[0]}: {error.strerror}. {remedy}") from None
-        self._tell_guardian(f"+{process.pid}")
-        child = Child(name, process, log, remedy)
-        self._children.append(child)
+            self._tell_guardian(f"+{process.pid}")
+            child = Child(name, process, log, remedy)
+            self._children.append(child)
         return child
 
     def check(self) -> None:
@@ -218,6 +220,25 @@ class Supervisor:
         # Without its guardian the demo still ends its children itself, unless it is killed.
         with contextlib.suppress(BrokenPipeError):
             print(line, file=self._guardian.stdin, flush=True)
+
+
+@contextlib.contextmanager
+def _signals_wait() -> Iterator[None]:
+    """Signals that come within the block take effect after it; in the main thread, others get none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    # Handlers rather than a blocked mask, which a child would inherit.
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    former = {number: signal.signal(number, lambda number, frame: came.append(number)) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
+        for signal_number in came:
+            signal.raise_signal(signal_number)
 
 
 @contextlib.contextmanager

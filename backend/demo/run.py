@@ -68,6 +68,11 @@ def run_demo(options: DemoOptions, say: Callable[[str], None] = print) -> int:
         except StoppedError as stopped:
             say(f"Stopped by {stopped}.")
             return 128 + stopped.number
+        except OSError as error:
+            raise DemoError(
+                f"{error.filename or options.data_dir or DEFAULT_DIR}: {error.strerror or error}. Make room, mend the "
+                "permissions, or choose another directory with DEMO_DIR (--data-dir)"
+            ) from None
 
 
 def _show(options: DemoOptions, say: Callable[[str], None]) -> int:

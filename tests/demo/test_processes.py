@@ -188,3 +188,22 @@ def test_no_setting_of_the_shell_reaches_a_child(monkeypatch: pytest.MonkeyPatch
     assert environment["VLM_DEVICE"] == "cpu"
     assert environment["PORT"] == "1234"
     assert environment["PATH"] == os.environ["PATH"]
+
+
+def test_ctrl_c_while_a_child_starts_leaves_none_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[psutil.Process] = []
+    popen = subprocess.Popen
+
+    def interrupted(argv: list[str], **options: object) -> object:
+        process = popen(argv, **options)  # type: ignore[call-overload]
+        if argv == SLEEPER:
+            started.append(psutil.Process(process.pid))
+            signal.raise_signal(signal.SIGINT)
+        return process
+
+    monkeypatch.setattr(subprocess, "Popen", interrupted)
+    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path / "logs", lambda line: None) as supervisor:
+        start(supervisor, SLEEPER, tmp_path)
+    assert len(started) == 1
+    assert gone(started[0])
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
