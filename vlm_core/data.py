@@ -27,9 +27,10 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 
 from vlm_core.errors import DataError
+from vlm_core.pictures import open_picture
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -124,13 +125,14 @@ def read_phrases(path: str | Path) -> list[PhraseRow]:
 def _lines(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
     example = json.dumps(dict.fromkeys(required, "..."))
     try:
-        content = path.read_text(encoding="utf-8")
+        content = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
     except FileNotFoundError as error:
         raise DataError(f"there is no file {path}: give a JSONL file with lines such as {example}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read as UTF-8 text: {error}") from error
     count = 0
-    for number, line in enumerate(content.splitlines(), start=1):
+    # Only line feeds end a line of JSON: splitlines would also cut at U+2028, which a text may hold.
+    for number, line in enumerate(content.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -155,8 +157,12 @@ def _file(row: dict[str, Any], key: str, source: Path, where: str) -> Path:
     value = row[key]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {value!r}; give the path of a file, relative to {source.name}")
-    path = (source.parent / value).resolve()
-    if not path.is_file():
+    try:
+        path = (source.parent / value).resolve()
+        found = path.is_file()
+    except (OSError, ValueError):  # too long for the file system, or with a NUL
+        found = False
+    if not found:
         raise DataError(
             f"{where}: {key} {value!r} is not a file in {source.parent.resolve()}; paths are relative to it"
         )
@@ -171,33 +177,38 @@ def _text(row: dict[str, Any], key: str, where: str) -> str:
 
 
 def open_image(path: Path) -> Image.Image:
-    """An image file as RGB with its EXIF rotation applied. Raises DataError where it cannot be read."""
+    """An image file as RGB, upright. Raises DataError where it cannot be read."""
     try:
-        with Image.open(path) as file:
-            return ImageOps.exif_transpose(file).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"the image {path} cannot be read ({error}): repair it or remove its lines") from error
+        return open_picture(path)
+    except DataError as error:
+        raise DataError(f"{error}. Repair it or remove its lines") from error
 
 
 def open_mask(path: Path, size: tuple[int, int]) -> FloatArray:
     """A mask file as float32 (H, W) of zeros and ones.
 
     Args:
-        path: grey or RGB image; 128 and more is the object.
+        path: an image of any mode, as a browser shows it; grey levels from 128 on are the object.
         size: (width, height) that the image has, as in PIL.
 
     Raises:
-        DataError: unreadable, or of another size than the image.
+        DataError: unreadable, of another size than the image, or with dark levels alone: a mask of 0 and 1, or of
+            class numbers, would otherwise pass for an empty one.
     """
     try:
-        with Image.open(path) as file:
-            values = np.asarray(ImageOps.exif_transpose(file).convert("L"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(f"the mask {path} cannot be read ({error}): repair it or remove its line") from error
+        values = np.asarray(open_picture(path).convert("L"))
+    except DataError as error:
+        raise DataError(f"{error}. Repair the mask or remove its line") from error
     if (values.shape[1], values.shape[0]) != tuple(size):
         raise DataError(
             f"the mask {path} is {values.shape[1]} x {values.shape[0]} px but its image {size[0]} x {size[1]} px: "
             "a mask must have the size of its image"
+        )
+    brightest = int(values.max())
+    if 0 < brightest < 128:
+        raise DataError(
+            f"the mask {path} has no pixel of 128 or more, its brightest is {brightest}: save masks with 255 where the "
+            "object is and 0 elsewhere"
         )
     return (values >= 128).astype(np.float32)
 

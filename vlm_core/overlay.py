@@ -22,6 +22,7 @@ PALETTE = (
     (20, 20, 20),
 )
 _OPACITY = 0.45
+_MAX_TEXT_CHARS = 80
 
 
 def draw_overlay(image: Image.Image, masks: Sequence[BoolMask], legend: Sequence[str]) -> Image.Image:
@@ -30,20 +31,22 @@ def draw_overlay(image: Image.Image, masks: Sequence[BoolMask], legend: Sequence
     Args:
         image: RGB, H x W px.
         masks: boolean (H, W) each; later ones lie over earlier ones.
-        legend: one line a mask, then further lines without a colour.
+        legend: one line a mask, then further lines without a colour. Long ones are shortened in the middle.
 
     Returns:
         RGB, at least as wide as the image, with one line of text a legend entry below it.
     """
-    pixels = np.asarray(image.convert("RGB"), dtype=np.float32).copy()
+    pixels = np.array(image.convert("RGB"))
     width = max(1, round(max(image.size) / 300))  # the outline, px: visible on a phone and on 12 megapixels
     for index, mask in enumerate(masks):
         colour = np.asarray(PALETTE[index % len(PALETTE)], dtype=np.float32)
-        pixels[mask] = (1 - _OPACITY) * pixels[mask] + _OPACITY * colour
+        pixels[mask] = ((1 - _OPACITY) * pixels[mask] + _OPACITY * colour).round()
         outline = mask & ~ndimage.binary_erosion(mask, iterations=width)
         pixels[outline] = colour
-    tinted = Image.fromarray(pixels.round().astype(np.uint8))
-    size = max(12, round(max(image.size) / 40))
+    tinted = Image.fromarray(pixels)
+    # From the area, not the longer side: letters for a strip of 60,000 x 10 px would fill the memory.
+    size = max(12, round((image.width * image.height) ** 0.5 / 35))
+    legend = [_short(entry) for entry in legend]
     font = ImageFont.load_default(size)
     line = round(size * 1.5)
     text_width = max((round(font.getlength(entry)) for entry in legend), default=0) + 3 * size
@@ -57,3 +60,10 @@ def draw_overlay(image: Image.Image, masks: Sequence[BoolMask], legend: Sequence
             draw.rectangle(box, fill=PALETTE[index % len(PALETTE)])
         draw.text((2 * size, top + size // 4), entry, fill="black", font=font)
     return canvas
+
+
+def _short(text: str) -> str:
+    """One line of at most `_MAX_TEXT_CHARS` characters: its start and its end, where the score stands."""
+    line = " ".join(text.split())
+    half = _MAX_TEXT_CHARS // 2
+    return line if len(line) <= _MAX_TEXT_CHARS else f"{line[:half]} … {line[3 - half :]}"

@@ -8,13 +8,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import Image
 
-from vlm_core.errors import InputError
+from vlm_core.errors import CapabilityError, DataError, InputError
 from vlm_core.masks import binarise, bounding_box, combine_alternatives, upsample_logits
 from vlm_core.model import Model
 from vlm_core.overlay import draw_overlay
-from vlm_core.types import TagScore
+from vlm_core.pictures import open_picture
+from vlm_core.types import TagScore, check_phrases
+
+_MAX_STEM_BYTES = 100
+"""Of UTF-8. File names hold at most 255 bytes, and a prompt is added to the image's name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def predict_files(
         on_image: called after each image, for progress.
 
     Raises:
-        InputError: neither prompts nor tags, a blank one, no image, or a threshold out of range.
+        InputError: neither prompts nor tags, a blank one, no image, a threshold out of range, or an `out` that cannot
+            be written to.
         CapabilityError: prompts for a checkpoint that only ranks tags.
     """
     if not images:
@@ -90,12 +95,22 @@ def predict_files(
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold {threshold} must lie between 0 and 1")
     alternatives = [split_alternatives(prompt) for prompt in prompts]
-    out.mkdir(parents=True, exist_ok=True)
+    if tags:
+        check_phrases(tags, "tag")
+    if prompts and not model.can_segment:
+        raise CapabilityError(
+            f"the checkpoint {model.name!r} ranks tags but gives no masks: ask it for tags only, or load one with a "
+            "CLIPSeg decoder, such as CIDAS/clipseg-rd64-refined"
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out} cannot be made a directory ({error.strerror}): choose another output") from error
     results = []
     for path, stem in zip(images, _unique_stems(images), strict=True):
         try:
-            image = read_image(path)
-        except InputError as error:
+            image = open_picture(path)
+        except DataError as error:
             result = FileResult(str(path), 0, 0, (), (), None, str(error))
         else:
             result = _predict_one(model, path, image, stem, prompts, alternatives, tags, out, threshold)
@@ -116,15 +131,6 @@ def split_alternatives(prompt: str) -> list[str]:
     if not phrases:
         raise InputError(f"the prompt {prompt!r} is blank")
     return phrases
-
-
-def read_image(path: Path) -> Image.Image:
-    """An image file as displayed: RGB, EXIF rotation applied. Raises InputError naming the file."""
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except Exception as error:  # Pillow's decoders raise what they like for a broken file
-        raise InputError(f"{path} cannot be read as an image: {error or type(error).__name__}") from error
 
 
 def _predict_one(
@@ -169,9 +175,10 @@ def _unique_stems(paths: Sequence[Path]) -> list[str]:
     """File names without ending, made different where two images share one."""
     stems: list[str] = []
     for path in paths:
-        stem, number = path.stem, 2
+        short = path.stem.encode("utf-8", "replace")[:_MAX_STEM_BYTES].decode("utf-8", "ignore")
+        stem, number = short, 2
         while stem in stems:
-            stem, number = f"{path.stem}-{number}", number + 1
+            stem, number = f"{short}-{number}", number + 1
         stems.append(stem)
     return stems
 

@@ -54,17 +54,28 @@ class TextEncoder(nn.Module):
         """Load pre-trained DistilBERT or BERT-like weights from a hub id or a directory.
 
         Raises:
-            CheckpointNotFoundError: they are not there or cannot be fetched.
+            CheckpointNotFoundError: they are not there, damaged, or cannot be fetched.
+            CheckpointMismatchError: they are of another kind of model, or lack tensors, which transformers would make
+                up at random.
         """
         try:
             config = AutoConfig.from_pretrained(source)
             kwargs = {"add_pooling_layer": False} if config.model_type == "bert" else {}
-            model = AutoModel.from_pretrained(source, dtype=torch.float32, use_safetensors=True, **kwargs)
-        except (OSError, ValueError, KeyError) as error:
+            model, found = AutoModel.from_pretrained(
+                source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **kwargs
+            )
+        except Exception as error:  # transformers raises what the hub client, safetensors or torch raises
             raise CheckpointNotFoundError(
                 f"the pre-trained text encoder {source!r} cannot be loaded ({error}). Without a network, give a "
                 "directory with config.json, model.safetensors and the tokenizer's files"
             ) from error
+        missing = sorted(found["missing_keys"])
+        sizes = [getattr(config, name, None) for name in ("hidden_size", "max_position_embeddings", "vocab_size")]
+        if missing or None in sizes or config.model_type == "clip_text_model":
+            reason = f"its weights lack {', '.join(missing[:3])}" if missing else f"it is a {config.model_type!r}"
+            raise CheckpointMismatchError(
+                f"{source!r} cannot be a text encoder: {reason}. Use DistilBERT or another BERT-like"
+            )
         self = cls.__new__(cls)
         nn.Module.__init__(self)
         self.config, self.pooling, self.model = config, pooling, model

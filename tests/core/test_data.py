@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlm_core.data import JsonlPairs, JsonlPhrases, batch_indices, read_pairs, read_phrases
+from vlm_core.data import JsonlPairs, JsonlPhrases, batch_indices, open_mask, read_pairs, read_phrases
 from vlm_core.errors import DataError
 
 
@@ -161,3 +161,37 @@ def test_batches_use_each_item_once_an_epoch_and_depend_on_the_seed_alone() -> N
     assert batch_indices(10, 3, 4, seed=5) == batch_indices(10, 3, 4, seed=5)
     assert [batch_indices(10, 3, s, seed=5) for s in range(3)] != [batch_indices(10, 3, s, seed=5) for s in range(3, 6)]
     assert batch_indices(10, 3, 0, seed=5) != batch_indices(10, 3, 0, seed=6)
+
+
+def test_texts_with_foreign_line_separators_and_a_byte_order_mark(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "a.png")
+    text = "one\u2028two\u0085three"
+    row = json.dumps({"image": "a.png", "text": text}, ensure_ascii=False)
+    (tmp_path / "pairs.jsonl").write_bytes(b"\xef\xbb\xbf" + row.encode() + b"\r\n\r\n")
+    assert [pair.text for pair in read_pairs(tmp_path / "pairs.jsonl")] == [text]
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b", ".", ""])
+def test_a_path_that_can_be_no_file_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / "pairs.jsonl").write_text(json.dumps({"image": name, "text": "x"}))
+    with pytest.raises(DataError, match="line 1"):
+        read_pairs(tmp_path / "pairs.jsonl")
+
+
+@pytest.mark.parametrize("level", [1, 127])
+def test_a_mask_of_class_numbers_is_not_taken_for_an_empty_one(tmp_path: Path, level: int) -> None:
+    Image.new("L", (4, 3), level).save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=f"brightest is {level}"):
+        open_mask(tmp_path / "mask.png", (4, 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "RGB", "RGBA", "P", "I;16"])
+def test_masks_of_any_mode(tmp_path: Path, mode: str) -> None:
+    white = np.zeros((3, 4), dtype=bool)
+    white[1, 2] = True
+    if mode == "I;16":
+        mask = Image.fromarray(np.where(white, 65535, 0).astype(np.uint16))
+    else:
+        mask = Image.fromarray(white).convert("L").convert(mode)
+    mask.save(tmp_path / "mask.png")
+    assert np.array_equal(open_mask(tmp_path / "mask.png", (4, 3)), white)

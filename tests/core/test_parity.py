@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -217,8 +218,13 @@ def test_a_very_long_picture_is_not_scaled_whole(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "settings", [{"do_rescale": False, "do_normalize": False}, {"rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3}]
 )
-def test_other_rescaling_equals_transformers(settings: dict[str, object]) -> None:
-    values = {"size": {"height": 40, "width": 40}, "image_std": [0.5] * 3, "image_mean": [0.5] * 3, **settings}
+def test_other_rescaling_equals_transformers(settings: dict[str, Any]) -> None:
+    values: dict[str, Any] = {
+        "size": {"height": 40, "width": 40},
+        "image_std": [0.5] * 3,
+        "image_mean": [0.5] * 3,
+        **settings,
+    }
     image = picture(40, 40)
     expected = ViTImageProcessor(**values)(image, return_tensors="pt").pixel_values[0]
     torch.testing.assert_close(ImageTransform.from_processor(values)(image), expected.float(), atol=1e-4, rtol=0)

@@ -11,10 +11,12 @@ import torch
 from PIL import Image, ImageOps
 
 import vlm_core
+from backend.terminal import print_predictions
 from tests.core.factories import make_clip_directory, make_clipseg_directory
 from vlm_core import errors, masks
 from vlm_core.model import Model
 from vlm_core.overlay import PALETTE, draw_overlay
+from vlm_core.pictures import open_picture
 from vlm_core.predict_files import predict_files, split_alternatives
 
 
@@ -88,6 +90,59 @@ def test_prompts_need_a_checkpoint_with_masks(photo: Path, tmp_path: Path) -> No
     make_clip_directory(tmp_path / "clip")
     with pytest.raises(errors.CapabilityError):
         predict_files(vlm_core.load(tmp_path / "clip"), [photo], prompts=["x"], tags=[], out=tmp_path / "out")
+
+
+def test_masks_of_a_checkpoint_without_decoder_are_refused_before_any_image(tmp_path: Path) -> None:
+    make_clip_directory(tmp_path / "clip")
+    model = vlm_core.load(tmp_path / "clip", device="cpu")
+    with pytest.raises(errors.CapabilityError, match="ask it for tags only"):
+        predict_files(model, [tmp_path / "missing.png"], prompts=["x"], tags=[], out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_output_that_is_a_file_is_named(model: Model, photo: Path) -> None:
+    with pytest.raises(errors.InputError, match=r"photo\.png cannot be made a directory"):
+        predict_files(model, [photo], prompts=["x"], tags=[], out=photo)
+
+
+@pytest.mark.parametrize("prompt", ["two\nlines", "x" * 20_000, "左の馬 [/b]", "a/b\\c: d"])
+def test_any_prompt_can_be_drawn_and_saved(model: Model, photo: Path, tmp_path: Path, prompt: str) -> None:
+    (result,) = predict_files(model, [photo], prompts=[prompt], tags=[prompt], out=tmp_path / "out")
+    assert result.error is None
+    assert result.prompts[0].prompt == prompt
+    assert Image.open(tmp_path / "out" / str(result.overlay)).width < 2000
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3000, 1), (1, 3000), (60_000, 10)])
+def test_any_shape_of_image_is_answered_at_its_size(model: Model, tmp_path: Path, size: tuple[int, int]) -> None:
+    Image.new("RGB", size, "red").save(tmp_path / "strip.png")
+    (result,) = predict_files(model, [tmp_path / "strip.png"], prompts=["x"], tags=["x"], out=tmp_path / "out")
+    assert Image.open(tmp_path / "out" / result.prompts[0].mask).size == size
+    drawn = Image.open(tmp_path / "out" / str(result.overlay))
+    assert drawn.height < size[1] + 100
+
+
+def test_long_file_names_leave_room_for_the_prompt(model: Model, tmp_path: Path) -> None:
+    name = "é" * 120 + ".png"
+    Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (result,) = predict_files(model, [tmp_path / name], prompts=["word " * 30], tags=[], out=tmp_path / "out")
+    assert (tmp_path / "out" / result.prompts[0].mask).is_file()
+
+
+def test_deep_grey_and_transparency_are_seen_as_a_browser_shows_them(tmp_path: Path) -> None:
+    Image.fromarray(np.array([[0, 257, 65535]], dtype=np.uint16)).save(tmp_path / "deep.png")
+    Image.new("RGBA", (1, 1), (0, 0, 0, 0)).save(tmp_path / "clear.png")
+    assert np.asarray(open_picture(tmp_path / "deep.png"))[0, :, 0].tolist() == [0, 1, 255]
+    assert open_picture(tmp_path / "clear.png").getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("text", ["[/b]", "[red]x[/red]", "a [link=x]"])
+def test_the_table_shows_texts_as_they_are(
+    model: Model, photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    results = predict_files(model, [photo], prompts=[text], tags=[text], out=tmp_path / "out")
+    print_predictions(results, tmp_path / "out")
+    assert text in capsys.readouterr().out
 
 
 def test_alternatives_are_split_and_trimmed() -> None:

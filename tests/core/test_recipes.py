@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +20,14 @@ from backend.cli import app
 from vlm_core.data import JsonlPairs, JsonlPhrases, PhraseSample
 from vlm_core.demo.scenes import generate_scene
 from vlm_core.demo.source import SceneSource
-from vlm_core.errors import CheckpointMismatchError
+from vlm_core.errors import CheckpointMismatchError, CheckpointNotFoundError
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.recipes.chart import draw_chart
 from vlm_core.recipes.common import SettingsError, learning_rate, parameter_groups
 from vlm_core.recipes.encoders import make_image_encoder
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+from vlm_core.text_encoder import TextEncoder
 from vlm_core.vocabulary import build_tokenizer, words_of
 
 VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 3, "num_heads": 2}
@@ -195,6 +197,34 @@ def pretrained_towers(folder: Path) -> tuple[Path, Path]:
     BertModel(bert, add_pooling_layer=False).save_pretrained(text)
     tokenizer.tokenizer.save_pretrained(text)
     return image, text
+
+
+def test_a_text_tower_that_lacks_tensors_is_refused(tmp_path: Path) -> None:
+    _, text = pretrained_towers(tmp_path)
+    tensors = load_file(text / "model.safetensors")
+    whole = dict(tensors)
+    name = next(key for key in tensors if "attention.self.query.weight" in key)
+    save_file({k: v for k, v in tensors.items() if k != name}, text / "model.safetensors", {"format": "pt"})
+    with pytest.raises(CheckpointMismatchError, match=r"lack .*query\.weight"):
+        TextEncoder.pretrained(str(text))
+    save_file(whole, text / "model.safetensors", {"format": "pt"})
+    assert TextEncoder.pretrained(str(text)).width == 24
+    (text / "model.safetensors").write_bytes((text / "model.safetensors").read_bytes()[:500])
+    with pytest.raises(CheckpointNotFoundError, match="cannot be loaded"):
+        TextEncoder.pretrained(str(text))
+
+
+def test_a_run_killed_between_its_last_state_and_its_checkpoint_is_completed(
+    base: Path, scenes: SceneSource, tmp_path: Path
+) -> None:
+    settings = clipseg(base, steps=2)
+    written = train_clipseg(settings, scenes, None, tmp_path / "run", quiet=True)
+    expected = weights(written)
+    shutil.rmtree(written)
+    with (tmp_path / "run" / "metrics.jsonl").open("a") as log:
+        log.write('{"step": 3, "lo')  # cut off in the middle of a line
+    assert same(weights(train_clipseg(settings, scenes, None, tmp_path / "run", resume=True, quiet=True)), expected)
+    assert [row["step"] for row in rows(tmp_path / "run")] == [2]
 
 
 def test_pretrained_towers_stay_as_they_are_and_the_projections_learn(tmp_path: Path, scenes: SceneSource) -> None:

@@ -236,7 +236,9 @@ class MetricsLog:
         self.directory = directory
         path = directory / METRICS
         lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() and resumed_at else []
-        self.rows: list[dict[str, float]] = [row for row in map(json.loads, lines) if row["step"] <= resumed_at]
+        # A line that a killed run left unfinished is later than the state: it is made again.
+        rows = [json.loads(line) for line in lines if line.endswith("}")]
+        self.rows: list[dict[str, float]] = [row for row in rows if row["step"] <= resumed_at]
         write_text(path, "".join(json.dumps(row) + "\n" for row in self.rows))
 
     def add(self, step: int, **values: float) -> None:

@@ -9,7 +9,7 @@ binary cross entropy; the Dice term, several phrases an image and learning encod
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -234,6 +234,8 @@ def train_clipseg(
                 write(output / common.CHECKPOINT)
 
     # --- clean up ----------------------------------------------------------------------------------------
+    if start == settings.steps:  # the run was cut off between its last state and its checkpoint
+        write(output / common.CHECKPOINT)
     return output / common.CHECKPOINT
 
 
@@ -296,11 +298,17 @@ def _decoder_config(settings: TrainClipsegSettings, clip: CLIP) -> DecoderConfig
 
 def _measure(model: Model, validation: ValidationSamples, seed: int) -> dict[str, float]:
     """Masks and, where the data has texts, one-of-four matching, through the same code that users call."""
-    samples = list(validation())
-    report = evaluate_segmentation(model, samples).to_dict()
+    told: list[str] = []
+
+    def samples() -> Iterator[PhraseSample]:  # one at a time: all pictures and masks may not fit into the memory
+        for sample in validation():
+            told.extend([sample.text] if sample.text is not None else [])
+            yield sample
+
+    report = evaluate_segmentation(model, samples()).to_dict()
     measures = ("mean_iou", "foreground_iou", "absent_marked")
     values: dict[str, float] = {key: report[key] for key in measures if key in report}
-    told = [(sample.image, sample.text) for sample in samples if sample.text is not None]
-    if len({text for _, text in told}) >= 4:
-        values["one_of_four"] = evaluate_matching(model, [i for i, _ in told], [t for _, t in told], seed=seed)
+    if len(set(told)) >= 4:
+        images = (sample.image for sample in validation() if sample.text is not None)
+        values["one_of_four"] = evaluate_matching(model, images, told, seed=seed)
     return values
