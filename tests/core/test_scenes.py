@@ -269,7 +269,7 @@ def test_a_sample_is_what_the_full_scene_says() -> None:
 def test_bare_names_are_asked_for_present_or_not() -> None:
     source = SceneSource(range(20), 48)
     for index in range(len(source)):
-        sample = source.only_names().sample(index, np.random.default_rng(index), 5)
+        sample = source.of_lesson("names").sample(index, np.random.default_rng(index), 5)
         assert sorted(sample.phrases) == sorted(KNOWN_SHAPES)
         scene = generate_scene(index)
         there = {name for name, mask in zip(sample.phrases, sample.masks, strict=True) if mask.any()}

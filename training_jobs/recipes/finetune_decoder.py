@@ -24,7 +24,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import torch
@@ -59,7 +59,8 @@ class FinetuneConfig(BaseModel):
     steps: int = Field(default=300, ge=1, description="Most steps.")
     batch_images: int = Field(default=8, ge=1)
     labels_per_image: int = Field(default=8, ge=1, description="Drawn anew each step where there are more.")
-    learning_rate: float = Field(default=5e-4, gt=0)
+    learning_rate: float = Field(default=5e-4, gt=0, description="Of FiLM, through which the phrases act.")
+    body_rate: float = Field(default=1.0, ge=0, description="Of all else, in parts of the learning rate.")
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of the steps, with a rising rate.")
     average: float = Field(default=0.97, ge=0, lt=1, description="Memory of the running average of weights.")
     pull: float = Field(default=1.0, ge=0, description="Weight of the squared relative distance from the start.")
@@ -206,7 +207,10 @@ def fit(
     origin = [parameter.detach().clone() for parameter in decoder.parameters()]
     size = sum(float(value.square().sum()) for value in origin)
     average = copy.deepcopy(decoder).requires_grad_(False)
-    optimiser = torch.optim.AdamW(decoder.parameters(), lr=config.learning_rate, weight_decay=0.0)
+    film = [parameter for name, parameter in decoder.named_parameters() if name.startswith("film_")]
+    body = [parameter for name, parameter in decoder.named_parameters() if not name.startswith("film_")]
+    groups: list[dict[str, Any]] = [{"params": film}, {"params": body, "lr": config.learning_rate * config.body_rate}]
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
     warmup = max(1, round(config.warmup_share * max(looks)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
     generator = np.random.default_rng([config.seed, 17])

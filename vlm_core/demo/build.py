@@ -1,8 +1,8 @@
 """Rebuild the demo checkpoint: `python -m vlm_core.demo.build`.
 
-Both recipes on generated scenes: a little of `train clip` on captions, then `train clipseg` twice with the
-encoders learning on, first on bare names of shapes, then on all phrases and on captions again. Interrupted, it
-goes on where it was when started again with `--resume`.
+Both recipes on generated scenes: a little of `train clip` on captions, then `train clipseg` three times with
+the encoders learning on: on bare names of shapes, on all phrases (with captions again), and on phrases of new scenes,
+half of them with one attribute. Interrupted, it goes on where it was when started again with `--resume`.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
 
 SIDE = 96
 SCENES = 12_000
+NEW_SCENES = 24_000
+"""Scenes of the last part, none of them among the first."""
 VALIDATION_SEEDS = range(1_000_000, 1_000_040)
 FINAL_SEEDS = range(2_000_000, 2_000_300)
 
@@ -89,17 +91,20 @@ NAMES_SETTINGS = TrainClipsegSettings(
 """Second part: the shapes' bare names. With colours in the phrases from the start, colours are all that is learned."""
 
 PHRASES_SETTINGS = replace(
-    NAMES_SETTINGS, keep_decoder=True, contrastive_weight=0.2, steps=3000, evaluate_every=500, save_every=250
+    NAMES_SETTINGS, keep_decoder=True, contrastive_weight=0.3, steps=4500, evaluate_every=500, save_every=250
 )
 """Third part: all phrases, and the captions again."""
 
+AGAIN_SETTINGS = replace(PHRASES_SETTINGS, learning_rate=4e-4, steps=2800)
+"""Fourth part: a second cycle on new scenes, half of them asked for one attribute at a time. With the first cycle's
+rate it forgets more than it learns."""
 
-def build(work: Path, *, steps: int, resume: bool, quiet: bool) -> Path:
-    """Train all three parts below `work` and return the finished checkpoint's directory.
+
+def build(work: Path, *, resume: bool, quiet: bool) -> Path:
+    """Train all parts below `work` and return the finished checkpoint's directory.
 
     Args:
         work: a directory for the runs.
-        steps: updates of the third part.
         resume: go on where the runs in `work` stopped; parts that are finished are kept.
         quiet: no progress bar.
     """
@@ -107,16 +112,22 @@ def build(work: Path, *, steps: int, resume: bool, quiet: bool) -> Path:
     def begun(run: Path) -> bool:
         return resume and (run / common.STATE_INFO).is_file()
 
-    source = SceneSource(range(SCENES), SIDE)
-    captions, names, phrases = work / "clip", work / "names", work / "clipseg"
-    if not (resume and (captions / common.CHECKPOINT).is_dir()):
+    def go_on(part: str, settings: TrainClipsegSettings, clip: Path, source: SceneSource) -> Path:
+        # Bare names are looked at in no validation: it asks for all phrases.
+        validation = None if source.lesson == "names" else partial(validation_samples, VALIDATION_SEEDS)
+        settings = replace(settings, clip=str(clip))
+        return train_clipseg(settings, source, validation, work / part, resume=begun(work / part), quiet=quiet)
+
+    source = SceneSource(range(SCENES), SIDE, present=0.5)
+    captions = work / "captions" / common.CHECKPOINT
+    if not (resume and captions.is_dir()):
         held_out = SceneSource(VALIDATION_SEEDS, SIDE)
-        train_clip(CLIP_SETTINGS, source, held_out, captions, resume=begun(captions), quiet=quiet)
-    settings = replace(NAMES_SETTINGS, clip=str(captions / common.CHECKPOINT))
-    train_clipseg(settings, source.only_names(), None, names, resume=begun(names), quiet=quiet)
-    settings = replace(PHRASES_SETTINGS, clip=str(names / common.CHECKPOINT), steps=steps)
-    validation = partial(validation_samples, VALIDATION_SEEDS)
-    return train_clipseg(settings, source, validation, phrases, resume=begun(phrases), quiet=quiet)
+        train_clip(CLIP_SETTINGS, source, held_out, work / "captions", resume=begun(work / "captions"), quiet=quiet)
+    names = go_on("names", NAMES_SETTINGS, captions, source.of_lesson("names"))
+    phrases = go_on("phrases", PHRASES_SETTINGS, names, source)
+    del source  # and its drawings
+    source = SceneSource(range(SCENES, SCENES + NEW_SCENES), SIDE, lesson="mixed", present=0.45)
+    return go_on("again", AGAIN_SETTINGS, phrases, source)
 
 
 def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:
@@ -134,16 +145,16 @@ def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:
     for file in built.iterdir():
         shutil.copyfile(file, target / file.name)
     manifest = read_json(target / checkpoint.MANIFEST)
-    steps = manifest["about"]["settings"]["steps"]
     parts = {
         "captions": CLIP_SETTINGS,
         "names": replace(NAMES_SETTINGS, clip="captions"),
-        "phrases": replace(PHRASES_SETTINGS, clip="names", steps=steps),
+        "phrases": replace(PHRASES_SETTINGS, clip="names"),
+        "again": replace(AGAIN_SETTINGS, clip="phrases"),
     }
     manifest["about"] = {
         "recipe": "vlm_core.demo.build",
         "parts": {name: common.jsonable(settings) for name, settings in parts.items()},
-        "training_scenes": SCENES,
+        "training_scenes": SCENES + NEW_SCENES,
         "final_scenes": {
             "first_seed": FINAL_SEEDS.start,
             "scenes": len(FINAL_SEEDS),
@@ -158,13 +169,12 @@ def main() -> None:
     """Command line of `python -m vlm_core.demo.build`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True, help="directory of the training runs")
-    parser.add_argument("--steps", type=int, default=3000, help="updates of the third part")
     parser.add_argument("--resume", action="store_true", help="go on with the runs in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     parser.add_argument("--install", action="store_true", help="measure the result and put it into the package")
     arguments = parser.parse_args()
     started = time.monotonic()
-    built = build(arguments.work, steps=arguments.steps, resume=arguments.resume, quiet=arguments.quiet)
+    built = build(arguments.work, resume=arguments.resume, quiet=arguments.quiet)
     print(f"{built} after {(time.monotonic() - started) / 60:.0f} minutes")
     if arguments.install:
         for key, value in install(built).items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -17,6 +18,20 @@ from vlm_core.demo.scenes import KNOWN_SHAPES, Scene, generate_scene, sample_tru
 
 NEVER_TAUGHT = ("star",)
 """In the vocabulary, but in no text and no picture of the training: the demo project teaches it."""
+
+Lesson = Literal["names", "details", "mixed", "all"]
+"""What is asked:
+
+- "names": the known shapes' bare names;
+- "details": shapes with a pattern or a place ("dotted cross", "left shape"), and nothing else;
+- "mixed": of one half of the scenes one attribute at a time, each as often as the others, of the other half all;
+- "all": everything that phrases can say.
+
+A small model that gets all at once learns colours and nothing else for a long time, patterns and places last: in
+its text encoder "left circle" and "right circle" stay the same until the masks of nothing else are asked for.
+"""
+
+_ATTRIBUTES = {"details": ("pattern", "position"), "mixed": ("colour", "pattern", "size", "position")}
 
 WORDS_FILE = Path(__file__).with_name("words.txt")
 """Common English words, most frequent first (by their order in BERT's uncased vocabulary, Apache-2.0)."""
@@ -39,7 +54,7 @@ class SceneSource:
         seeds: Sequence[int],
         side: int,
         *,
-        names_only: bool = False,
+        lesson: Lesson = "all",
         present: float = 0.55,
         unknown_words: float = 0.08,
     ) -> None:
@@ -48,21 +63,23 @@ class SceneSource:
         Args:
             seeds: one scene each.
             side: the model's square input, px.
-            names_only: ask for the known shapes by their bare names and nothing else, present or not.
+            lesson: what is asked of the scenes; see `Lesson`.
             present: share of phrases whose object is there.
             unknown_words: share of phrases that name a thing no scene has ("banana", "red engine").
         """
         self.seeds = seeds
         self.side = side
-        self.names_only = names_only
+        self.lesson = lesson
         self.present = present
         self.unknown_words = unknown_words
         self._words = [word for word in common_words() if word not in NEVER_TAUGHT]
         self._scenes: dict[int, tuple[Scene, npt.NDArray[np.uint8], npt.NDArray[np.uint8]]] = {}
 
-    def only_names(self) -> SceneSource:
-        """The same scenes, asked for the known shapes by their bare names and nothing else; drawings are shared."""
-        other = SceneSource(self.seeds, self.side, names_only=True)
+    def of_lesson(self, lesson: Lesson) -> SceneSource:
+        """The same scenes in another lesson; drawings are shared."""
+        other = SceneSource(
+            self.seeds, self.side, lesson=lesson, present=self.present, unknown_words=self.unknown_words
+        )
         other._scenes = self._scenes
         return other
 
@@ -90,17 +107,23 @@ class SceneSource:
     def sample(self, index: int, rng: np.random.Generator, count: int) -> PhraseSample:
         """`count` phrases of one scene: most of them there, most others nearly true, a few of unknown words."""
         scene, pixels, covers = self._scene(index)
-        if self.names_only:
+        if self.lesson == "names":
             return self._names(index, rng, count)
         phrases: list[str] = []
         masks = np.zeros((count, self.side, self.side), dtype=np.float32)
         wanted = int(rng.binomial(count, self.present))
-        for description, meant in sample_true(scene, rng, wanted):
+        simple = self.lesson == "details" or (self.lesson == "mixed" and rng.random() < 0.5)
+        attributes = _ATTRIBUTES.get(self.lesson, ())
+        for description, meant in (
+            _one_attribute(scene, attributes, rng, wanted) if simple else sample_true(scene, rng, wanted)
+        ):
             phrases.append(description.words(rng))
             masks[len(phrases) - 1] = covers[list(meant)].max(axis=0).astype(np.float32) / 255.0
         unknown = int(rng.binomial(count, self.unknown_words))
         room = count - len(phrases)
         true = [description for description, _ in scene.true_descriptions]
+        if simple:
+            true = [description for description, _ in _one_attribute(scene, attributes, rng, len(true))]
         absent = false_descriptions(scene.attributes, true, KNOWN_SHAPES, rng, max(0, room - unknown))
         phrases += [description.words(rng) for description in absent]
         while len(phrases) < count:
@@ -139,6 +162,26 @@ class SceneSource:
             light = replace(scene, image=Image.new("RGB", (1, 1)), objects=())
             self._scenes[index] = (light, pixels, covers)
         return self._scenes[index]
+
+
+def _one_attribute(
+    scene: Scene, attributes: Sequence[str], rng: np.random.Generator, count: int
+) -> list[tuple[Description, tuple[int, ...]]]:
+    """Draw up to `count` true descriptions with one of `attributes`, all alike; "shape" is said less often."""
+    pool, kinds = [], []
+    for pair in scene.true_descriptions:
+        given = [i for i, name in enumerate(attributes) if getattr(pair[0], name) is not None]
+        if pair[0].attributes() == 1 and given:
+            pool.append(pair)
+            kinds.append(given[0])
+    if not pool:
+        return []
+    sizes = np.bincount(kinds)
+    weights = np.array(
+        [(0.4 if pair[0].shape is None else 1.0) / sizes[kind] for pair, kind in zip(pool, kinds, strict=True)]
+    )
+    picked = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=weights / weights.sum())
+    return [pool[int(index)] for index in picked]
 
 
 def validation_samples(seeds: Sequence[int]) -> Iterator[PhraseSample]:
