@@ -234,7 +234,7 @@ def _too_early(
     try:
         known = json.loads(last.read_bytes())
     except (OSError, ValueError):
-        return None
+        known = {}  # the first training: everything is new
     if known.get("fingerprint") == fingerprint:
         return "nothing new", "no annotation has changed since the last training"
     stamps = known.get("stamps") or {}

@@ -20,8 +20,7 @@ from tests.e2e.browser import chromium_path, drawn_regions, open_task, signed_in
 from tests.e2e.harness import PreLabelled, brush_masks
 from vlm_core.evaluate import iou
 
-# To be taken out with the final demo checkpoint: these tests were written for one that knows its shapes.
-pytestmark = [pytest.mark.e2e, pytest.mark.xfail(strict=False, reason="the demo checkpoint is an interim one")]
+pytestmark = pytest.mark.e2e
 
 DRAWN_S = 30.0
 

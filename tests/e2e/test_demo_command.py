@@ -17,8 +17,7 @@ from backend.demo.guardian import end_trees
 from backend.demo.processes import free_port
 from tests.e2e.harness import label_studio_executable
 
-# To be taken out with the final demo checkpoint: these tests were written for one that knows its shapes.
-pytestmark = [pytest.mark.e2e, pytest.mark.xfail(strict=False, reason="the demo checkpoint is an interim one")]
+pytestmark = pytest.mark.e2e
 
 START_S = 600.0
 STOP_S = 60.0

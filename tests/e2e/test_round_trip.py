@@ -16,8 +16,7 @@ from tests.e2e.harness import SCENES, PreLabelled, brush_masks
 from vlm_core.demo.scenes import KNOWN_SHAPES
 from vlm_core.evaluate import iou
 
-# To be taken out with the final demo checkpoint: these tests were written for one that knows its shapes.
-pytestmark = [pytest.mark.e2e, pytest.mark.xfail(strict=False, reason="the demo checkpoint is an interim one")]
+pytestmark = pytest.mark.e2e
 
 
 def test_every_picture_gets_one_valid_prediction_of_the_served_version(pre_labelled: PreLabelled) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from training_jobs.recipes.finetune_decoder import (
     corrections_loss,
     fit,
     interpolate,
+    quality,
     score,
     train,
 )
@@ -25,7 +27,7 @@ from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.types import ImageFeatures
 
 GRID = (4, 4)
-QUICK = FinetuneConfig(steps=60, learning_rate=2e-2, pull=0.0, looks=2, threads=1)
+QUICK = FinetuneConfig(steps=60, learning_rate=2e-2, body_rate=1.0, hold=0.0, pull=0.0, looks=2, threads=1)
 
 
 def quiet(phase: str, share: float, loss: float) -> None: ...
@@ -122,6 +124,51 @@ def test_a_strong_pull_stays_near_the_start(start: CLIPSegDecoder) -> None:
         return sum(float((state[name] - value).square().sum()) for name, value in start.state_dict().items())
 
     assert moved(1000.0) < 0.2 * moved(0.0)
+
+
+def test_with_no_body_rate_film_alone_learns(start: CLIPSegDecoder) -> None:
+    config = QUICK.model_copy(update={"body_rate": 0.0})
+    state = fit(start, examples(range(6)), prompts(), config, (10,), lambda share, loss: None)[10]
+    changed = {name for name, value in start.state_dict().items() if not torch.equal(value, state[name])}
+    assert changed == {"film_mul.weight", "film_mul.bias", "film_add.weight", "film_add.bias"}
+
+
+def test_what_was_marked_well_is_held_and_the_rest_learns(start: CLIPSegDecoder) -> None:
+    taught = QUICK.model_copy(update={"body_rate": 0.0})
+    # A start that knows label 0 and has never heard of label 1.
+    only_first = [
+        replace(item, labels=(0,), targets=tuple(t[:1] for t in item.targets)) for item in examples(range(16))
+    ]
+    state = fit(start, only_first, prompts(), QUICK, (60,), lambda share, loss: None)[60]
+    start.load_state_dict(state)
+    known = quality(start, examples(range(16)), prompts())
+    assert known[0] > 0.6 > known[1]
+
+    def film_moved(hold: float) -> list[float]:
+        config = taught.model_copy(update={"hold": hold})
+        decoder = make_decoder()
+        decoder.load_state_dict(fit(start, examples(range(16)), prompts(), config, (60,), lambda share, loss: None)[60])
+        rows = prompts().conditions
+        moved = decoder.film_mul(rows) - start.film_mul(rows)
+        return moved.norm(dim=-1).tolist()
+
+    free, held = film_moved(0.0), film_moved(1000.0)
+    assert held[0] < 0.2 * free[0]
+    assert held[1] > held[0]
+
+
+def test_quality_counts_what_is_marked_where_nothing_is(start: CLIPSegDecoder) -> None:
+    for parameter in start.parameters():
+        parameter.data.zero_()
+    start.transposed_convolution.bias.data.fill_(1.0)  # marks everything everywhere
+    some = examples(range(6))
+    true = [sum(int((item.targets[0][label] >= 128).sum()) for item in some) for label in (0, 1)]
+    area = sum(item.targets[0][0].size for item in some)
+    assert quality(start, some, prompts()) == pytest.approx([count / area for count in true])
+    start.transposed_convolution.bias.data.fill_(-1.0)  # marks nothing
+    nowhere = [replace(item, targets=tuple(t * 0 for t in item.targets)) for item in some]
+    assert quality(start, some, prompts()) == [0.0, 0.0]
+    assert quality(start, nowhere, prompts()) == [1.0, 1.0]
 
 
 def test_interpolation_ends_at_both_ends(start: CLIPSegDecoder) -> None:

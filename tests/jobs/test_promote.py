@@ -61,12 +61,20 @@ def test_a_label_that_pays_for_the_mean_blocks() -> None:
 
 def test_marking_what_is_not_there_more_often_blocks() -> None:
     gain = table("star", [0.1] * 10, [0.8] * 10)
-    absent = table("cross", [1.0] * 10, [1.0] * 9 + [0.0], present=False)
+    absent = table("cross", [1.0] * 10, [1.0] * 7 + [0.0] * 3, present=False)
     verdict = judge(gain + absent)
     assert not verdict.better
-    assert "marked 1 instead of 0 times in 10" in verdict.reason
-    # One more in twenty is within the margin.
+    assert "marked 3 instead of 0 times in 10" in verdict.reason
+    # One more in twenty is within the margin, one in ten may be chance.
     assert judge(gain + table("cross", [1.0] * 20, [1.0] * 19 + [0.0], present=False)).better
+    assert judge(gain + table("cross", [1.0] * 10, [1.0] * 9 + [0.0], present=False)).better
+    # The same share in many cases on many images is not.
+    spread = [
+        row
+        for index in range(10)
+        for row in table(f"label {index}", [1.0] * 10, [float(image != index) for image in range(10)], present=False)
+    ]
+    assert not judge(gain + spread).better
     # As often as before, though elsewhere, is allowed.
     assert judge(gain + table("cross", [0.0] + [1.0] * 9, [1.0] * 9 + [0.0], present=False)).better
 

@@ -23,7 +23,15 @@ from training_jobs.training import train_version
 from training_jobs.version_record import Result
 
 QUICK = FinetuneConfig(
-    steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, looks=2, interpolations=(1.0,), threads=1
+    steps=60,
+    learning_rate=5e-3,
+    body_rate=1.0,
+    hold=0.0,
+    pull=0.0,
+    encoded_views=30,
+    looks=2,
+    interpolations=(1.0,),
+    threads=1,
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -50,6 +51,18 @@ def label_studio() -> Iterator[LabelStudio]:
         running.free.set()
 
 
+RECIPE = {
+    "steps": 120,
+    "learning_rate": 0.005,
+    "body_rate": 1,
+    "hold": 0,
+    "pull": 0,
+    "encoded_views": 32,
+    "choose_from": 99,
+}
+"""Short, and of the whole decoder: these tests are about jobs."""
+
+
 def start_worker(
     settings: Settings, url: str, *options: str, before: str = "", **variables: str
 ) -> subprocess.Popen[bytes]:
@@ -62,7 +75,7 @@ def start_worker(
         "LABEL_STUDIO_URL": url,
         "LABEL_STUDIO_API_KEY": TOKEN,
         "OMP_NUM_THREADS": "1",
-        "VLM_TRAIN_RECIPE": '{"steps": 120, "learning_rate": 0.005, "pull": 0, "encoded_views": 32, "choose_from": 99}',
+        "VLM_TRAIN_RECIPE": json.dumps(RECIPE),
         "LOG_LEVEL": "WARNING",
         **variables,
     }
