@@ -214,6 +214,9 @@ def test_with_few_held_out_images_cross_validation_decides(settings: Settings) -
 
 
 def test_automatic_requests_train_only_where_something_is_new(project: LabelStudio, settings: Settings) -> None:
+    # The first training waits for its number as every other does.
+    result = run(project, settings.model_copy(update={"train_min_annotations": 1000}), forced=False)
+    assert (result.outcome, "of 1000 new ones" in result.reason) == ("too few", True)
     assert run(project, settings, forced=False).outcome == "published"
     result = run(project, settings, forced=False)
     assert (result.outcome, result.reason) == ("nothing new", "no annotation has changed since the last training")

@@ -16,9 +16,9 @@ nothing of.
 
 Defaults, as measured on the demo checkpoint with 36 images, most with a shape it was never taught: all of the decoder
 at 5e-4 brought that shape from 0 to 0.32 IoU and cost others up to 0.25; FiLM alone at 2e-3 without the hold 0.31 and
-up to 0.38; with it, over twice the steps, 0.33 and at most 0.01. AdamW moves each weight by about the learning rate per step whatever the
-loss's scale, and decoders of this family share their width (64) and so the scale of their weights; so one rate serves
-the small and the published one.
+up to 0.38; with it, over twice the steps, 0.33 and at most 0.01. AdamW moves each weight by about the learning rate
+per step whatever the loss's scale, and decoders of this family share their width (64) and so the scale of their
+weights; so one rate serves the small and the published one.
 """
 
 from __future__ import annotations
