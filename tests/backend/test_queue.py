@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -69,8 +70,14 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[Jobs]:
 
 
 def burst(queue: TrainingQueue) -> None:
+    # A worker takes over the process's signals and keeps them.
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     worker = SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer)
-    worker.work(burst=True, logging_level="ERROR")
+    try:
+        worker.work(burst=True, logging_level="ERROR")
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def current_job(queue: TrainingQueue, project_id: int = 7) -> str:
