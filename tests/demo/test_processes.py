@@ -202,8 +202,13 @@ def test_ctrl_c_while_a_child_starts_leaves_none_behind(tmp_path: Path, monkeypa
         return process
 
     monkeypatch.setattr(subprocess, "Popen", interrupted)
-    with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path / "logs", lambda line: None) as supervisor:
-        start(supervisor, SLEEPER, tmp_path)
+    # Where the tests run in the background of a script, Ctrl-C is ignored.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt), Supervisor(tmp_path / "logs", lambda line: None) as supervisor:
+            start(supervisor, SLEEPER, tmp_path)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(started) == 1
     assert gone(started[0])
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

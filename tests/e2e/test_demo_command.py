@@ -23,6 +23,10 @@ START_S = 600.0
 STOP_S = 60.0
 
 
+def heed_ctrl_c() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_it_says_where_to_look_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
     executable = label_studio_executable()
     ports = [str(free_port()), str(free_port())]
@@ -31,7 +35,10 @@ def test_it_says_where_to_look_and_ctrl_c_ends_all_of_it(tmp_path: Path) -> None
     command += ["--label-studio", str(executable)] if executable else []
     output = tmp_path / "output.txt"
     with output.open("w") as file:
-        demo = subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True)
+        # Tests that run in the background of a script ignore Ctrl-C, and so would all that they start.
+        demo = subprocess.Popen(
+            command, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, preexec_fn=heed_ctrl_c
+        )
     try:
         deadline = time.monotonic() + START_S
         while "Ctrl-C stops" not in output.read_text():
