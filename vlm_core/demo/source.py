@@ -19,19 +19,14 @@ from vlm_core.demo.scenes import KNOWN_SHAPES, Scene, generate_scene, sample_tru
 NEVER_TAUGHT = ("star",)
 """In the vocabulary, but in no text and no picture of the training: the demo project teaches it."""
 
-Lesson = Literal["names", "details", "mixed", "all"]
-"""What is asked:
+Lesson = Literal["names", "mixed", "all"]
+"""What is asked: the known shapes' bare names; of one half of the scenes one attribute at a time ("left circle",
+"dotted shape"), each as often as the others, and of the other half all; or everything that phrases can say.
 
-- "names": the known shapes' bare names;
-- "details": shapes with a pattern or a place ("dotted cross", "left shape"), and nothing else;
-- "mixed": of one half of the scenes one attribute at a time, each as often as the others, of the other half all;
-- "all": everything that phrases can say.
-
-A small model that gets all at once learns colours and nothing else for a long time, patterns and places last: in
-its text encoder "left circle" and "right circle" stay the same until the masks of nothing else are asked for.
+A small model that gets all at once learns colours and nothing else for a long time.
 """
 
-_ATTRIBUTES = {"details": ("pattern", "position"), "mixed": ("colour", "pattern", "size", "position")}
+_ATTRIBUTES = ("colour", "pattern", "size", "position")
 
 WORDS_FILE = Path(__file__).with_name("words.txt")
 """Common English words, most frequent first (by their order in BERT's uncased vocabulary, Apache-2.0)."""
@@ -112,18 +107,15 @@ class SceneSource:
         phrases: list[str] = []
         masks = np.zeros((count, self.side, self.side), dtype=np.float32)
         wanted = int(rng.binomial(count, self.present))
-        simple = self.lesson == "details" or (self.lesson == "mixed" and rng.random() < 0.5)
-        attributes = _ATTRIBUTES.get(self.lesson, ())
-        for description, meant in (
-            _one_attribute(scene, attributes, rng, wanted) if simple else sample_true(scene, rng, wanted)
-        ):
+        simple = self.lesson == "mixed" and rng.random() < 0.5
+        for description, meant in _one_attribute(scene, rng, wanted) if simple else sample_true(scene, rng, wanted):
             phrases.append(description.words(rng))
             masks[len(phrases) - 1] = covers[list(meant)].max(axis=0).astype(np.float32) / 255.0
         unknown = int(rng.binomial(count, self.unknown_words))
         room = count - len(phrases)
         true = [description for description, _ in scene.true_descriptions]
         if simple:
-            true = [description for description, _ in _one_attribute(scene, attributes, rng, len(true))]
+            true = [description for description, _ in _one_attribute(scene, rng, len(true))]
         absent = false_descriptions(scene.attributes, true, KNOWN_SHAPES, rng, max(0, room - unknown))
         phrases += [description.words(rng) for description in absent]
         while len(phrases) < count:
@@ -164,13 +156,11 @@ class SceneSource:
         return self._scenes[index]
 
 
-def _one_attribute(
-    scene: Scene, attributes: Sequence[str], rng: np.random.Generator, count: int
-) -> list[tuple[Description, tuple[int, ...]]]:
-    """Draw up to `count` true descriptions with one of `attributes`, all alike; "shape" is said less often."""
+def _one_attribute(scene: Scene, rng: np.random.Generator, count: int) -> list[tuple[Description, tuple[int, ...]]]:
+    """Draw up to `count` true descriptions with one attribute, all attributes alike; "shape" is said less often."""
     pool, kinds = [], []
     for pair in scene.true_descriptions:
-        given = [i for i, name in enumerate(attributes) if getattr(pair[0], name) is not None]
+        given = [i for i, name in enumerate(_ATTRIBUTES) if getattr(pair[0], name) is not None]
         if pair[0].attributes() == 1 and given:
             pool.append(pair)
             kinds.append(given[0])
