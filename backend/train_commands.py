@@ -110,6 +110,13 @@ def train_clipseg_command(
     contrastive_weight: Annotated[
         float | None, typer.Option(help="Weight of matching, with --train-encoders and texts in the data. Default 0.")
     ] = None,
+    word_weight: Annotated[
+        float | None,
+        typer.Option(help="Weight of the words that conditions must tell, with --train-encoders. Default 0."),
+    ] = None,
+    normalise_inputs: Annotated[
+        bool, typer.Option("--normalise-inputs", help="Layer norms before the decoder: for encoders that learn.")
+    ] = False,
     absent: Annotated[
         float, typer.Option(help="Share of phrases exchanged for another image's, with an empty mask.")
     ] = 0.2,
@@ -137,6 +144,7 @@ def train_clipseg_command(
     given = _given(
         image_size=image_size,
         contrastive_weight=contrastive_weight,
+        word_weight=word_weight,
         phrases_per_image=phrases_per_image,
         steps=steps,
         batch_size=batch_size,
@@ -150,7 +158,13 @@ def train_clipseg_command(
         precision=precision,
         name=name,
     )
-    settings = TrainClipsegSettings(clip=clip, refined_head=refined_head, train_encoders=train_encoders, **given)
+    settings = TrainClipsegSettings(
+        clip=clip,
+        refined_head=refined_head,
+        normalise_inputs=normalise_inputs,
+        train_encoders=train_encoders,
+        **given,
+    )
     held_out = None if validation is None else JsonlPhrases(validation).every_sample
     written = train_clipseg(settings, JsonlPhrases(train, absent=absent), held_out, out, resume=resume, quiet=quiet)
     typer.echo(f"The model is in {written}, its curve in {out / 'metrics.png'}")

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 import vlm_core
 from backend import atomic
+from backend.gpu_memory import bound_gpu_memory
 from backend.job_history import JobOutcome
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, PredictionPlan, parse_label_config
@@ -125,6 +126,7 @@ def train_version(
     if too_early is not None:
         return Result(*too_early, counts=counts)
 
+    bound_gpu_memory(settings)
     model = vlm_core.load(settings.checkpoint, settings.device, "float32")
     if model.decoder is None:
         raise CannotTrainError(

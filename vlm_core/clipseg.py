@@ -31,6 +31,8 @@ class DecoderConfig:
             head, a 3 x 3 convolution and two transposed ones. The mask grid is the patch grid times their product.
         layer_norm_eps: of its blocks.
         dropout: in its blocks while training.
+        normalise_inputs: pass taps and conditions through layer norms first. The published weights do not; encoders
+            that learn together with the decoder let their outputs grow until its attention saturates.
     """
 
     taps: tuple[int, ...] = (3, 6, 9)
@@ -44,6 +46,7 @@ class DecoderConfig:
     head_kernels: tuple[int, ...] = (4, 4)
     layer_norm_eps: float = 1e-5
     dropout: float = 0.0
+    normalise_inputs: bool = False
 
     def __post_init__(self) -> None:
         if not self.taps or min(self.taps) < 0:
@@ -137,6 +140,11 @@ class CLIPSegDecoder(nn.Module):
         self.film_add = nn.Linear(config.condition_dim, width)
         self.reduces = nn.ModuleList(nn.Linear(config.tap_width, width) for _ in config.taps)
         self.layers = nn.ModuleList(_Block(config) for _ in config.taps)
+        if config.normalise_inputs:
+            self.tap_norms = nn.ModuleList(
+                nn.LayerNorm(config.tap_width, eps=config.layer_norm_eps) for _ in config.taps
+            )
+            self.condition_norm = nn.LayerNorm(config.condition_dim, eps=config.layer_norm_eps)
         kernels = config.head_kernels
         self.transposed_convolution: nn.Module
         if len(kernels) == 1:
@@ -149,6 +157,12 @@ class CLIPSegDecoder(nn.Module):
                 nn.ReLU(),
                 nn.ConvTranspose2d(width // 2, 1, kernel_size=kernels[1], stride=kernels[1]),
             )
+
+    def film(self, conditions: Tensor) -> tuple[Tensor, Tensor]:
+        """(..., condition_dim) -> scale and shift of every reduced token, each (..., reduce_dim)."""
+        if self.config.normalise_inputs:
+            conditions = self.condition_norm(conditions)
+        return self.film_mul(conditions), self.film_add(conditions)
 
     def forward(self, taps: Sequence[Tensor], conditions: Tensor, grid_hw: tuple[int, int]) -> Tensor:
         """Decode P conditions for each of B images.
@@ -173,8 +187,9 @@ class CLIPSegDecoder(nn.Module):
                 f"a grid of {rows} x {columns} needs {len(config.taps)} taps of ({batch}, {length}, "
                 f"{config.tap_width}), got {[tuple(t.shape) for t in taps]}"
             )
-        scale = self.film_mul(conditions).unsqueeze(2)
-        shift = self.film_add(conditions).unsqueeze(2)
+        if config.normalise_inputs:
+            taps = [norm(tap) for norm, tap in zip(self.tap_norms, taps, strict=True)]
+        scale, shift = (part.unsqueeze(2) for part in self.film(conditions))
         x: Tensor | None = None
         # What comes before FiLM is the same for all prompts, so the prompt axis starts there.
         modulated = False

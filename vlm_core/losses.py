@@ -31,6 +31,30 @@ def contrastive_loss(logits_per_image: Tensor) -> Tensor:
     return (image_picks + text_picks) / 2
 
 
+def word_loss(conditions: Tensor, words: Tensor, input_ids: Tensor, said: Tensor, *, scale: float = 16.0) -> Tensor:
+    """Ask of each text's condition which words the text has: cross entropy over the vocabulary, mean over texts.
+
+    Compared are directions, so that words which masks do not tell apart yet ("left", "right") stay apart by an
+    angle, and not by a length that nothing can be learned from.
+
+    Args:
+        conditions: (N, E).
+        words: (V, E), one learned direction for each token of the vocabulary.
+        input_ids: int64, (N, L).
+        said: (N, L), 1 for tokens that are words, 0 for padding and special tokens. Each word of a text counts alike.
+        scale: what cosines are multiplied with.
+
+    Returns:
+        A scalar; texts without words do not count.
+    """
+    logits = scale * F.normalize(conditions.float(), dim=-1) @ F.normalize(words.float(), dim=-1).T
+    picked = logits.log_softmax(dim=-1).gather(1, input_ids)
+    weight = said.to(picked.dtype)
+    number = weight.sum(1)
+    per_text = -(picked * weight).sum(1) / number.clamp(min=1.0)
+    return per_text.sum() / (number > 0).sum().clamp(min=1)
+
+
 def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
     """Binary cross entropy, mean over all pixels.
 

@@ -87,6 +87,11 @@ class TextEncoder(nn.Module):
         return int(self.config.hidden_size)
 
     @property
+    def vocabulary_size(self) -> int:
+        """The number of token ids that it has an embedding for."""
+        return int(self.config.vocab_size)
+
+    @property
     def max_tokens(self) -> int:
         """The longest input, in tokens, special tokens included."""
         return int(self.config.max_position_embeddings)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from vlm_core.losses import contrastive_loss, dice_loss, mask_bce, segmentation_loss
+from vlm_core.losses import contrastive_loss, dice_loss, mask_bce, segmentation_loss, word_loss
 
 
 def test_contrastive_loss_of_equal_logits_is_log_of_the_choices() -> None:
@@ -32,6 +32,37 @@ def test_contrastive_loss_with_more_texts_than_images_uses_them_as_wrong_choices
 def test_contrastive_loss_needs_a_text_for_each_image() -> None:
     with pytest.raises(ValueError, match="3 images need at least 3 texts, got 2"):
         contrastive_loss(torch.zeros(3, 2))
+
+
+def test_word_loss_by_hand() -> None:
+    words = torch.eye(3)
+    conditions = torch.tensor([[0.0, 5.0, 0.0], [1.0, 1.0, 0.0], [3.0, 0.0, 0.0]])
+    input_ids = torch.tensor([[1, 0], [0, 1], [2, 2]])
+    said = torch.tensor([[1, 0], [1, 1], [0, 0]])  # the first is padded, the last has no word
+    one = math.log(math.exp(2) + 2) - 2  # it points at its word; the others are at right angles
+    side = 2 / math.sqrt(2)
+    two = math.log(2 * math.exp(side) + 1) - side  # halfway between both of its words
+    loss = word_loss(conditions, words, input_ids, said, scale=2.0)
+    assert loss.item() == pytest.approx((one + two) / 2, abs=1e-6)
+    longer = word_loss(conditions * 100, words * 0.01, input_ids, said, scale=2.0)
+    assert longer.item() == pytest.approx(loss.item(), abs=1e-6)
+    assert word_loss(conditions, words, input_ids, torch.zeros_like(said)).item() == 0.0
+
+
+def test_word_loss_drives_apart_what_is_nearly_the_same() -> None:
+    torch.manual_seed(0)
+    common = torch.randn(8)
+    conditions = (common + 0.01 * torch.randn(2, 8)).requires_grad_()
+    words = torch.randn(2, 8, requires_grad=True)
+    optimizer = torch.optim.SGD([conditions, words], lr=0.5)
+    ids, said = torch.tensor([[0], [1]]), torch.ones(2, 1)
+    assert torch.cosine_similarity(conditions[0], conditions[1], dim=0) > 0.999
+    for _ in range(200):
+        optimizer.zero_grad()
+        word_loss(conditions, words, ids, said).backward()
+        optimizer.step()
+    assert word_loss(conditions, words, ids, said) < 0.01  # log 2, had it not told them apart
+    assert torch.cosine_similarity(conditions[0], conditions[1], dim=0) < 0.75
 
 
 def test_mask_bce_of_no_knowledge_is_log_two() -> None:

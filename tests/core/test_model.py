@@ -14,6 +14,7 @@ from PIL import Image
 import vlm_core
 from tests.core.factories import PHRASES, make_clipseg_directory
 from vlm_core import CheckpointError, InputError
+from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.image_encoder import ImageEncoder, resample_positions
 from vlm_core.model import Model
 from vlm_core.text_encoder import TextEncoder, masked_mean
@@ -209,6 +210,20 @@ def test_a_decoder_reads_grids_that_are_not_square(model: Model) -> None:
     wide.mask_transform = replace(model.mask_transform, size_hw=(32, 64))
     logits = wide.decode(wide.encode_image(picture(0)), wide.encode_text(PHRASES)).logits
     assert logits.shape == (3, 32, 64)
+
+
+def test_normalised_inputs_may_have_any_scale() -> None:
+    torch.manual_seed(0)
+    config = DecoderConfig(
+        taps=(0, 1), tap_width=12, condition_dim=8, reduce_dim=8, num_heads=2, mlp_width=16, head_kernels=(2,)
+    )
+    taps, conditions = [torch.randn(1, 5, 12) for _ in range(2)], torch.randn(1, 3, 8)
+    for normalise in (False, True):
+        decoder = CLIPSegDecoder(replace(config, normalise_inputs=normalise)).eval()
+        with torch.no_grad():
+            logits = decoder(taps, conditions, (2, 2))
+            grown = decoder([tap * 30 for tap in taps], conditions * 30, (2, 2))
+        assert torch.allclose(logits, grown, atol=1e-3) == normalise
 
 
 def test_many_prompts_are_decoded_in_parts_to_the_same_logits(model: Model) -> None:

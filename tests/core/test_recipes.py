@@ -285,12 +285,30 @@ def test_train_clipseg_learns_a_phrase(base: Path, phrase_file: Path, tmp_path: 
     assert measured[-1]["mean_iou"] > 0.1
 
 
+def test_the_word_loss_keeps_apart_what_masks_do_not_tell(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    source = JsonlPhrases(phrase_file)
+
+    def angle(word_weight: float) -> float:
+        settings = clipseg(
+            base, train_encoders=True, word_weight=word_weight, steps=40, learning_rate=3e-3, dropout=0.0,
+            evaluate_every=40, save_every=40,
+        )  # fmt: skip
+        run = tmp_path / str(word_weight)
+        model = vlm_core.load(train_clipseg(settings, source, None, run, quiet=True), device="cpu")
+        told = {"word_loss"} if word_weight else set()
+        assert told == {"word_loss"} & rows(run)[-1].keys()
+        left, right = model.encode_text(["left circle", "right circle"])
+        return float(torch.cosine_similarity(left, right, dim=0))
+
+    assert angle(1.0) < angle(0.0) - 0.1
+
+
 @pytest.mark.parametrize("train_encoders", [False, True])
 def test_train_clipseg_resumed_equals_uninterrupted(
     base: Path, scenes: SceneSource, tmp_path: Path, train_encoders: bool
 ) -> None:
-    weight = 0.3 if train_encoders else 0.0
-    settings = clipseg(base, train_encoders=train_encoders, contrastive_weight=weight)
+    weights_of = {"contrastive_weight": 0.3, "word_weight": 0.2} if train_encoders else {}
+    settings = clipseg(base, train_encoders=train_encoders, normalise_inputs=train_encoders, **weights_of)
     whole = train_clipseg(settings, scenes, None, tmp_path / "whole", quiet=True)
     source = Interrupted(range(40), 32)
     source.left = 4 * 3 + 1  # three steps and a part of the fourth; the state of step 2 is saved
@@ -381,10 +399,24 @@ def test_all_problems_are_listed_before_anything_is_loaded(scenes: SceneSource, 
 
 
 def test_train_clipseg_lists_its_problems(scenes: SceneSource, tmp_path: Path) -> None:
-    bad = clipseg(tmp_path, contrastive_weight=0.5, store="int8", phrases_per_image=0, evaluate_every=3, save_every=2)
+    bad = clipseg(
+        tmp_path,
+        contrastive_weight=0.5,
+        word_weight=0.1,
+        store="int8",
+        phrases_per_image=0,
+        evaluate_every=3,
+        save_every=2,
+    )
     with pytest.raises(SettingsError) as caught:
         train_clipseg(bad, scenes, None, tmp_path / "run")
-    for words in ("contrastive_weight", "'int8'", "phrases_per_image is 0", "multiple of save_every 2"):
+    for words in (
+        "contrastive_weight has no effect",
+        "word_weight has no effect",
+        "'int8'",
+        "phrases_per_image is 0",
+        "multiple of save_every 2",
+    ):
         assert words in str(caught.value)
 
 

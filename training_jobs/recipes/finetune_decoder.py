@@ -299,7 +299,7 @@ class _Hold:
         self._size = self._before.square().sum(-1).mean()
 
     def _film(self, decoder: CLIPSegDecoder) -> Tensor:
-        return torch.cat([decoder.film_mul(self._conditions), decoder.film_add(self._conditions)], dim=-1)
+        return torch.cat(decoder.film(self._conditions), dim=-1)
 
     def __call__(self, decoder: CLIPSegDecoder) -> Tensor:
         """Mean over phrases of the weighted squared relative distance, a scalar."""

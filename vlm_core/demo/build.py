@@ -1,8 +1,8 @@
 """Rebuild the demo checkpoint: `python -m vlm_core.demo.build`.
 
-Both recipes on generated scenes: a little of `train clip` on captions, then `train clipseg` three times with
-the encoders learning on: on bare names of shapes, on all phrases (with captions again), and on phrases of new scenes,
-half of them with one attribute. Interrupted, it goes on where it was when started again with `--resume`.
+Both recipes on generated scenes: a little of `train clip` on captions, then `train clipseg` three times with the
+encoders learning on: on bare names of shapes, on all phrases with captions again, and on those of new scenes.
+Interrupted, it goes on where it was when started again with `--resume`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,9 @@ NAMES_SETTINGS = TrainClipsegSettings(
     num_heads=2,
     mlp_width=256,
     dropout=0.0,
+    normalise_inputs=True,
     train_encoders=True,
+    word_weight=0.2,
     dice_weight=1.0,
     phrases_per_image=5,
     steps=800,
@@ -95,9 +97,8 @@ PHRASES_SETTINGS = replace(
 )
 """Third part: all phrases, and the captions again."""
 
-AGAIN_SETTINGS = replace(PHRASES_SETTINGS, learning_rate=4e-4, steps=2800)
-"""Fourth part: a second cycle on new scenes, half of them asked for one attribute at a time. With the first cycle's
-rate it forgets more than it learns."""
+AGAIN_SETTINGS = replace(PHRASES_SETTINGS, learning_rate=6e-4, steps=3000)
+"""Fourth part: a second cycle on new scenes, with more phrases that nothing is true of."""
 
 
 def build(work: Path, *, resume: bool, quiet: bool) -> Path:
@@ -126,8 +127,7 @@ def build(work: Path, *, resume: bool, quiet: bool) -> Path:
     names = go_on("names", NAMES_SETTINGS, captions, source.of_lesson("names"))
     phrases = go_on("phrases", PHRASES_SETTINGS, names, source)
     del source  # and its drawings
-    source = SceneSource(range(SCENES, SCENES + NEW_SCENES), SIDE, lesson="mixed", present=0.45)
-    return go_on("again", AGAIN_SETTINGS, phrases, source)
+    return go_on("again", AGAIN_SETTINGS, phrases, SceneSource(range(SCENES, SCENES + NEW_SCENES), SIDE, present=0.4))
 
 
 def install(built: Path, target: Path = DEMO_DIRECTORY) -> dict[str, float]:

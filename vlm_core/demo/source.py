@@ -19,14 +19,11 @@ from vlm_core.demo.scenes import KNOWN_SHAPES, Scene, generate_scene, sample_tru
 NEVER_TAUGHT = ("star",)
 """In the vocabulary, but in no text and no picture of the training: the demo project teaches it."""
 
-Lesson = Literal["names", "mixed", "all"]
-"""What is asked: the known shapes' bare names; of one half of the scenes one attribute at a time ("left circle",
-"dotted shape"), each as often as the others, and of the other half all; or everything that phrases can say.
+Lesson = Literal["names", "all"]
+"""What is asked: the known shapes' bare names, or everything that phrases can say.
 
 A small model that gets all at once learns colours and nothing else for a long time.
 """
-
-_ATTRIBUTES = ("colour", "pattern", "size", "position")
 
 WORDS_FILE = Path(__file__).with_name("words.txt")
 """Common English words, most frequent first (by their order in BERT's uncased vocabulary, Apache-2.0)."""
@@ -107,15 +104,12 @@ class SceneSource:
         phrases: list[str] = []
         masks = np.zeros((count, self.side, self.side), dtype=np.float32)
         wanted = int(rng.binomial(count, self.present))
-        simple = self.lesson == "mixed" and rng.random() < 0.5
-        for description, meant in _one_attribute(scene, rng, wanted) if simple else sample_true(scene, rng, wanted):
+        for description, meant in sample_true(scene, rng, wanted):
             phrases.append(description.words(rng))
             masks[len(phrases) - 1] = covers[list(meant)].max(axis=0).astype(np.float32) / 255.0
         unknown = int(rng.binomial(count, self.unknown_words))
         room = count - len(phrases)
         true = [description for description, _ in scene.true_descriptions]
-        if simple:
-            true = [description for description, _ in _one_attribute(scene, rng, len(true))]
         absent = false_descriptions(scene.attributes, true, KNOWN_SHAPES, rng, max(0, room - unknown))
         phrases += [description.words(rng) for description in absent]
         while len(phrases) < count:
@@ -154,24 +148,6 @@ class SceneSource:
             light = replace(scene, image=Image.new("RGB", (1, 1)), objects=())
             self._scenes[index] = (light, pixels, covers)
         return self._scenes[index]
-
-
-def _one_attribute(scene: Scene, rng: np.random.Generator, count: int) -> list[tuple[Description, tuple[int, ...]]]:
-    """Draw up to `count` true descriptions with one attribute, all attributes alike; "shape" is said less often."""
-    pool, kinds = [], []
-    for pair in scene.true_descriptions:
-        given = [i for i, name in enumerate(_ATTRIBUTES) if getattr(pair[0], name) is not None]
-        if pair[0].attributes() == 1 and given:
-            pool.append(pair)
-            kinds.append(given[0])
-    if not pool:
-        return []
-    sizes = np.bincount(kinds)
-    weights = np.array(
-        [(0.4 if pair[0].shape is None else 1.0) / sizes[kind] for pair, kind in zip(pool, kinds, strict=True)]
-    )
-    picked = rng.choice(len(pool), size=min(count, len(pool)), replace=False, p=weights / weights.sum())
-    return [pool[int(index)] for index in picked]
 
 
 def validation_samples(seeds: Sequence[int]) -> Iterator[PhraseSample]:

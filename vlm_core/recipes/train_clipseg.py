@@ -24,7 +24,7 @@ from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.data import PhraseSample, PhraseSource, batch_indices, sample_rng
 from vlm_core.evaluate import evaluate_matching, evaluate_segmentation
-from vlm_core.losses import contrastive_loss, segmentation_loss
+from vlm_core.losses import contrastive_loss, segmentation_loss, word_loss
 from vlm_core.model import Model
 from vlm_core.preprocess import ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
@@ -45,9 +45,13 @@ class TrainClipsegSettings:
         taps: 0-based blocks of the image encoder; None: (3, 6, 9) of twelve blocks, evenly spread otherwise.
         reduce_dim, num_heads, mlp_width, dropout: of the decoder.
         refined_head: the head with a 3 x 3 convolution instead of a plain linear map of each patch.
+        normalise_inputs: of the decoder: layer norms on what the encoders give it.
         train_encoders: let both encoders learn from the masks as well.
         contrastive_weight: weight of the matching loss beside the mask loss, so that encoders that learn still
             match images with texts; only with `train_encoders`, and with texts in the data.
+        word_weight: weight of the loss that asks each condition for the words of its phrase. A text encoder that
+            learns with the masks gives words that do not help at once ("left") the same condition, and then nothing
+            can be learned about them; this keeps them apart. Only with `train_encoders`.
         dice_weight: weight of the Dice term; 0 is the paper's loss.
         phrases_per_image: decoded from one encoding of the image.
         steps, batch_size, learning_rate, weight_decay: of AdamW with a one-cycle schedule; a batch counts images.
@@ -69,8 +73,10 @@ class TrainClipsegSettings:
     mlp_width: int = 2048
     dropout: float = 0.1
     refined_head: bool = False
+    normalise_inputs: bool = False
     train_encoders: bool = False
     contrastive_weight: float = 0.0
+    word_weight: float = 0.0
     dice_weight: float = 0.5
     phrases_per_image: int = 4
     steps: int = 2000
@@ -94,10 +100,13 @@ class TrainClipsegSettings:
             found.append(f"evaluate_every {self.evaluate_every} must be a multiple of save_every {self.save_every}")
         if not 0 < self.learning_rate <= 1 or self.weight_decay < 0:
             found.append(f"learning_rate {self.learning_rate} must be in (0, 1], weight_decay not negative")
-        if min(self.contrastive_weight, self.dice_weight) < 0 or not 0 <= self.dropout < 1:
-            found.append("contrastive_weight and dice_weight must not be negative, dropout in [0, 1)")
-        if self.contrastive_weight and not self.train_encoders:
-            found.append("contrastive_weight has no effect on frozen encoders: set train_encoders or leave it at 0")
+        if min(self.contrastive_weight, self.word_weight, self.dice_weight) < 0 or not 0 <= self.dropout < 1:
+            found.append("contrastive_weight, word_weight and dice_weight must not be negative, dropout in [0, 1)")
+        found += [
+            f"{name} has no effect on frozen encoders: set train_encoders or leave it at 0"
+            for name in ("contrastive_weight", "word_weight")
+            if getattr(self, name) and not self.train_encoders
+        ]
         if self.precision not in ("auto", "fp32", "bf16"):
             found.append(f'precision {self.precision!r} must be "auto", "fp32" or "bf16"')
         if self.store not in ("float32", "float16"):
@@ -158,6 +167,10 @@ def train_clipseg(
     learners: dict[str, nn.Module] = {"decoder": decoder}
     if settings.train_encoders:
         learners["clip"] = clip
+    words = None
+    if settings.word_weight:
+        words = nn.Embedding(clip.text_encoder.vocabulary_size, clip.projection_dim).to(device)
+        learners["words"] = words
     optimizer = torch.optim.AdamW(
         common.parameter_groups(list(learners.values()), settings.weight_decay), lr=settings.learning_rate
     )
@@ -216,8 +229,9 @@ def train_clipseg(
                 for index in indices
             ]
             with common.computing(device, precision):
-                parts = _losses(settings, clip, decoder, tokenizer, transform, samples, device)
+                parts = _losses(settings, clip, decoder, words, tokenizer, transform, samples, device)
             loss = parts["mask_loss"] + settings.contrastive_weight * parts.get("match_loss", 0.0)
+            loss = loss + settings.word_weight * parts.get("word_loss", 0.0)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
             nn.utils.clip_grad_norm_([p for g in optimizer.param_groups for p in g["params"]], 1.0)
@@ -243,12 +257,13 @@ def _losses(
     settings: TrainClipsegSettings,
     clip: CLIP,
     decoder: CLIPSegDecoder,
+    words: nn.Embedding | None,
     tokenizer: TextTokenizer,
     transform: ImageTransform,
     samples: Sequence[PhraseSample],
     device: torch.device,
 ) -> dict[str, Tensor]:
-    """Mask loss and, where asked for and texts are there, matching loss of one batch."""
+    """Mask loss and, where asked for, word loss and matching loss (where texts are there) of one batch."""
     pixels = torch.stack([transform(sample.image) for sample in samples]).to(device)
     texts = [sample.text for sample in samples if sample.text is not None]
     match = settings.contrastive_weight > 0 and len(texts) == len(samples)
@@ -271,6 +286,9 @@ def _losses(
         image = normalised(clip.visual_projection(encoded.pooled))
         text = normalised(conditions[len(phrases) :])
         parts["match_loss"] = contrastive_loss(clip.temperature_scale * image.float() @ text.float().T)
+    if words is not None:
+        said = attention_mask.bool() & ~torch.isin(input_ids, torch.tensor(tokenizer.tokenizer.all_special_ids))
+        parts["word_loss"] = word_loss(conditions, words.weight, input_ids.to(device), said.to(device))
     return parts
 
 
@@ -293,6 +311,7 @@ def _decoder_config(settings: TrainClipsegSettings, clip: CLIP) -> DecoderConfig
         mlp_width=settings.mlp_width,
         head_kernels=(patch // small, small) if settings.refined_head else (patch,),
         dropout=settings.dropout,
+        normalise_inputs=settings.normalise_inputs,
     )
 
 
