@@ -6,7 +6,7 @@
 # Ports of the demo: DEMO_PORT (Label Studio), BACKEND_PORT. Its data: DEMO_DIR.
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-fast test-e2e lint format soak bench env env-label-studio demo-checkpoint pictures clean
+.PHONY: help demo test test-fast test-e2e lint format soak bench venv venv-label-studio env demo-checkpoint pictures clean
 
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	"$$p" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo "$$p"; break; }; done)
@@ -22,25 +22,28 @@ SOAK_MINUTES ?= 10
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
 
-env: ## create or reuse .venv, the project's environment
+venv: ## create or reuse .venv, the project's environment
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) tools/environment.py $(VENV) -- --editable '.[dev]' --constraint constraints.txt
 
-env-label-studio: ## create or reuse .venv-label-studio, Label Studio's own environment
+venv-label-studio: ## create or reuse .venv-label-studio, Label Studio's own environment
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer found. Install one, or: make PYTHON=/path/to/python3"; exit 1; }
 	@$(PYTHON) tools/environment.py $(LABEL_STUDIO_VENV) -- --requirement requirements-label-studio.txt
 
-demo: env env-label-studio ## Label Studio with pre-labelled pictures; CHECK=1 for the unattended round trip
+env: ## docker/.env with random secrets, for docker compose; make env NAME=VALUE sets what docker/.env.example names
+	@sh docker/make-env.sh $(MAKEOVERRIDES)
+
+demo: venv venv-label-studio ## Label Studio with pre-labelled pictures; CHECK=1 for the unattended round trip
 	@exec $(BIN)/vlm demo --label-studio $(LABEL_STUDIO_VENV)/bin/label-studio \
 		--port $(DEMO_PORT) --backend-port $(BACKEND_PORT) \
 		$(if $(DEMO_DIR),--data-dir $(DEMO_DIR)) $(if $(filter-out 0,$(CHECK)),--check)
 
-lint: env ## style, formatting and types
+lint: venv ## style, formatting and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy --strict
 
-format: env ## mend what ruff can mend
+format: venv ## mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -48,24 +51,24 @@ test: lint ## everything: lint, fast tests, then the real Label Studio
 	@$(MAKE) --no-print-directory test-fast
 	@$(MAKE) --no-print-directory test-e2e
 
-test-fast: env ## tests that need no Label Studio
+test-fast: venv ## tests that need no Label Studio
 	$(BIN)/pytest -m "not e2e" $(PYTEST_ARGS)
 
-test-e2e: env env-label-studio ## tests on a real Label Studio, a real Redis and a worker
+test-e2e: venv venv-label-studio ## tests on a real Label Studio, a real Redis and a worker
 	VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio $(BIN)/pytest -m e2e $(PYTEST_ARGS)
 
-soak: env ## SOAK_MINUTES of predictions against one server: no error, no growing memory
+soak: venv ## SOAK_MINUTES of predictions against one server: no error, no growing memory
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 
-bench: env ## where the time goes: encoding, decoding, masks, whole requests
+bench: venv ## where the time goes: encoding, decoding, masks, whole requests
 	$(BIN)/python benchmarks/bench.py
 
-pictures: env env-label-studio ## the README's pictures, from the demo checkpoint and a real Label Studio
+pictures: venv venv-label-studio ## the README's pictures, from the demo checkpoint and a real Label Studio
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
 	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
 		$(BIN)/pytest tests/e2e/test_browser.py
 
-demo-checkpoint: env ## train the demo checkpoint anew and put it into the package; goes on after an interruption
+demo-checkpoint: venv ## train the demo checkpoint anew and put it into the package; goes on after an interruption
 	$(BIN)/python -m vlm_core.demo.build --work runs/demo-checkpoint --resume --install
 
 clean: ## what the tools left; environments and the demo's data stay

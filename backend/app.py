@@ -14,6 +14,7 @@ from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, Training
 from backend.api.logs import RequestLog, api_error, http_error
 from backend.api.routes import make_router
+from backend.gpu_memory import bound_gpu_memory
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.model_store import ModelStore, ServingModel
@@ -94,6 +95,7 @@ def load_model(settings: Settings) -> ServingModel:
 
     import vlm_core
 
+    bound_gpu_memory(settings)
     return vlm_core.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
 
 

@@ -9,6 +9,8 @@ code 1; wrong usage is exit code 2.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import json
 import sys
 from pathlib import Path
@@ -30,7 +32,9 @@ app = typer.Typer(
 )
 
 
+models_app = typer.Typer(no_args_is_help=True, help="Checkpoints from the hub.")
 app.add_typer(train_app, name="train")
+app.add_typer(models_app, name="models")
 app.command("evaluate")(evaluate_command)
 
 
@@ -154,6 +158,35 @@ def demo(
     raise typer.Exit(run_demo(DemoOptions(check, label_studio, port, backend_port, data_dir, checkpoint)))
 
 
+@app.command("check-deployment")
+def check_deployment() -> None:
+    """Play the demo's round trip on what runs already: pre-label, correct, learn, serve the better version.
+
+    Reads the settings of the running backend and VLM_BACKEND_URL, which Label Studio and this process must both reach.
+    It makes a project of its own. The backend must serve VLM_CHECKPOINT=demo.
+
+    Example: docker compose -f docker/compose.yaml run --rm connect check-deployment
+    """
+    settings = settings_or_exit()
+    from backend.app import connect_queue
+    from backend.demo.deployment import Deployment
+    from backend.demo.run import run_deployment_check
+
+    if settings.label_studio_url is None or settings.label_studio_token is None:
+        print("vlm: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings)", file=sys.stderr)
+        raise typer.Exit(2)
+    deployment = Deployment(
+        label_studio_url=settings.label_studio_url,
+        api_token=settings.label_studio_token,
+        backend_url=settings.backend_url or f"http://127.0.0.1:{settings.port}",
+        data_dir=settings.data_dir,
+        connect_queue=lambda: connect_queue(settings),
+        basic_auth=settings.basic_auth,
+        webhook_secret=settings.webhook_secret.get_secret_value() if settings.webhook_secret else None,
+    )
+    raise typer.Exit(run_deployment_check(deployment))
+
+
 @app.command()
 def worker(
     burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
@@ -175,6 +208,21 @@ def worker(
 
         end_with_standard_input()
     run_worker(settings, burst=burst)
+
+
+@models_app.command("pull")
+def models_pull(
+    checkpoint: Annotated[str | None, typer.Argument(help="Hub id (VLM_CHECKPOINT).")] = None,
+    to: Annotated[Path | None, typer.Option(help="A new directory for a copy, to carry to another machine.")] = None,
+) -> None:
+    """Fetch a checkpoint, and try whether it loads; later starts need no network.
+
+    Example: vlm models pull CIDAS/clipseg-rd64-refined --to models/clipseg
+    """
+    settings = settings_or_exit(checkpoint=checkpoint)
+    from backend.models_command import pull
+
+    typer.echo(f"{settings.checkpoint} is in {pull(settings.checkpoint, to)}")
 
 
 @app.command()
@@ -225,14 +273,23 @@ def versions(
 
 @app.command()
 def connect(
-    project: Annotated[int, typer.Option(min=1, help="Label Studio's id of the project (see its address).")],
+    project: Annotated[
+        int, typer.Option(min=0, help="Label Studio's id of the project (see its address); 0: --first-project's.")
+    ] = 0,
+    first_project: Annotated[
+        Path | None,
+        typer.Option(help="Without --project: a folder with label-config.xml (and images/, title.txt) to make one of."),
+    ] = None,
     backend_url: Annotated[
         str | None,
-        typer.Option(help="This backend's address as Label Studio reaches it (http://127.0.0.1 and PORT)."),
+        typer.Option(help="This backend's address as Label Studio reaches it (VLM_BACKEND_URL, else 127.0.0.1)."),
     ] = None,
     title: Annotated[
         str | None, typer.Option(help="The connection's name (default: the model version, so that scores show).")
     ] = None,
+    wait: Annotated[
+        float, typer.Option(min=0, help="Seconds to wait for Label Studio and the backend to be ready.")
+    ] = 0.0,
     json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
 ) -> None:
     """Connect a Label Studio project to this backend, or repair its connection; can be repeated.
@@ -241,34 +298,26 @@ def connect(
 
     Example: vlm connect --project 1 --backend-url http://127.0.0.1:9090
     """
-    settings = settings_or_exit()
-    import dataclasses
-    import json
+    if not project and first_project is None:
+        raise typer.BadParameter("name the project, or a folder to make one of", param_hint="--project")
+    from backend.label_studio.first_project import CONFIG
 
-    from backend.label_studio.client import LabelStudioClient
-    from backend.label_studio.connect import connect_project, report_lines
+    if not project and first_project is not None and not (first_project / CONFIG).is_file():
+        print(f"vlm: nothing to connect: no --project, and no {CONFIG} in {first_project}", file=sys.stderr)
+        return
+    settings = settings_or_exit()
+    from backend.connect_command import ConnectCommandError, connect_when_ready
+    from backend.label_studio.connect import report_lines
     from backend.label_studio.errors import LabelStudioError
 
-    if settings.label_studio_url is None or settings.label_studio_token is None:
-        print("vlm: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings)", file=sys.stderr)
-        raise typer.Exit(2)
-    secret, password = settings.webhook_secret, settings.basic_auth_pass
+    say = functools.partial(print, file=sys.stderr, flush=True)
     try:
-        with LabelStudioClient(
-            settings.label_studio_url, settings.label_studio_token, timeout_s=settings.label_studio_timeout_s
-        ) as client:
-            report = connect_project(
-                client,
-                project,
-                backend_url or f"http://127.0.0.1:{settings.port}",
-                title=title,
-                basic_auth=(
-                    (settings.basic_auth_user, password.get_secret_value())
-                    if settings.basic_auth_user and password
-                    else None
-                ),
-                webhook_secret=secret.get_secret_value() if secret else None,
-            )
+        report = connect_when_ready(
+            settings, project or None, first_project, backend_url=backend_url, title=title, wait_s=wait, say=say
+        )
+    except ConnectCommandError as error:
+        print(f"vlm: {error}", file=sys.stderr)
+        raise typer.Exit(2) from None
     except (LabelStudioError, ValueError) as error:
         print(f"vlm: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import signal
 import socket
 import subprocess
@@ -22,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _BACKLOG = 2048
 _GRACE_S = 10
-"""For requests under way when the server ends, and for the worker to give up its job."""
+"""For the worker to give up its job, and for a request beyond the time that it may take."""
 
 
 def run_server(settings: Settings, *, with_worker: bool = False) -> int:
@@ -50,7 +51,8 @@ def run_server(settings: Settings, *, with_worker: bool = False) -> int:
         log_config=None,  # ours, set above
         access_log=False,  # `backend.api.logs` writes a line per request, without queries
         server_header=False,
-        timeout_graceful_shutdown=_GRACE_S,
+        # Requests under way are answered; a second Ctrl-C ends at once.
+        timeout_graceful_shutdown=math.ceil(settings.predict_deadline_s) + _GRACE_S,
         lifespan="on",
     )
     server = uvicorn.Server(config)

@@ -58,6 +58,13 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("VLM_DTYPE"),
         description="Arithmetic of the model: auto, float32, bfloat16 or float16.",
     )
+    gpu_memory_fraction: float = Field(
+        1.0,
+        gt=0,
+        le=1,
+        validation_alias=AliasChoices("VLM_GPU_MEMORY_FRACTION"),
+        description="Most of a GPU's memory that one process may take, 0 to 1; for serving and training on one GPU.",
+    )
     max_loaded_versions: int = Field(
         16,
         ge=1,
@@ -92,6 +99,11 @@ class Settings(BaseSettings):
         le=65535,
         validation_alias=AliasChoices("PORT"),
         description="Port to listen on. 0: a free one.",
+    )
+    backend_url: str | None = Field(
+        None,
+        validation_alias=AliasChoices("VLM_BACKEND_URL"),
+        description="This backend's address as Label Studio reaches it, for `vlm connect`. Default: this machine.",
     )
     basic_auth_user: str | None = Field(
         None,
@@ -247,7 +259,7 @@ class Settings(BaseSettings):
     def _expand_home(cls, value: Path | None) -> Path | None:
         return None if value is None else value.expanduser().absolute()
 
-    @field_validator("label_studio_url")
+    @field_validator("label_studio_url", "backend_url")
     @classmethod
     def _http_origin(cls, value: str | None) -> str | None:
         if value is None:
@@ -271,6 +283,13 @@ class Settings(BaseSettings):
         if (self.basic_auth_user is None) != (self.basic_auth_pass is None):
             raise ValueError("set both BASIC_AUTH_USER and BASIC_AUTH_PASS, or neither")
         return self
+
+    @property
+    def basic_auth(self) -> tuple[str, str] | None:
+        """User and password in clear, for who asks the backend; None: it wants none."""
+        if self.basic_auth_user is None or self.basic_auth_pass is None:
+            return None
+        return self.basic_auth_user, self.basic_auth_pass.get_secret_value()
 
     @property
     def label_studio_token(self) -> str | None:

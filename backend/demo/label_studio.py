@@ -77,7 +77,7 @@ def find_label_studio(given: Path | None) -> Path:
     if given is not None:
         if os.access(given, os.X_OK) and given.is_file():
             return given.absolute()
-        raise DemoError(f"{given} is not a program. `make env-label-studio` installs Label Studio beside this project")
+        raise DemoError(f"{given} is not a program. `make venv-label-studio` installs Label Studio beside this project")
     beside = Path(sys.prefix).parent / ".venv-label-studio" / "bin" / "label-studio"
     for candidate in (Path(".venv-label-studio/bin/label-studio"), beside):
         if os.access(candidate, os.X_OK):
@@ -133,7 +133,7 @@ def start_label_studio(
         [*command, "--agree-fix-sqlite"],
         env=environment,
         cwd=data_dir,
-        remedy=f"This demo is made for Label Studio {LABEL_STUDIO_VERSION}; `make env-label-studio` installs it.",
+        remedy=f"This demo is made for Label Studio {LABEL_STUDIO_VERSION}; `make venv-label-studio` installs it.",
     )
 
 

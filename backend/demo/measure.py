@@ -51,13 +51,16 @@ class Measurement:
     labels: dict[str, LabelScore]
 
 
-def measure(backend_url: str, project: str, scenes: Sequence[Scene]) -> Measurement:
+def measure(
+    backend_url: str, project: str, scenes: Sequence[Scene], *, basic_auth: tuple[str, str] | None = None
+) -> Measurement:
     """Let the backend predict scenes and compare with the truth.
 
     Args:
         backend_url: the running backend.
         project: as Label Studio names it to backends: "<id>.<unix time of creation>".
         scenes: at least one.
+        basic_auth: user and password that the backend wants; None: none.
 
     Raises:
         DemoError: the backend answers with an error, or with predictions of several versions.
@@ -65,7 +68,7 @@ def measure(backend_url: str, project: str, scenes: Sequence[Scene]) -> Measurem
     predicted: list[dict[str, BoolMask]] = []
     versions: set[str] = set()
     for start in range(0, len(scenes), _PER_REQUEST):
-        for masks, version in _predict(backend_url, project, scenes[start : start + _PER_REQUEST]):
+        for masks, version in _predict(backend_url, project, scenes[start : start + _PER_REQUEST], basic_auth):
             predicted.append(masks)
             versions.add(version)
     if len(versions) != 1:
@@ -75,11 +78,13 @@ def measure(backend_url: str, project: str, scenes: Sequence[Scene]) -> Measurem
     return Measurement(versions.pop(), scores)
 
 
-def _predict(backend_url: str, project: str, scenes: Sequence[Scene]) -> list[tuple[dict[str, BoolMask], str]]:
+def _predict(
+    backend_url: str, project: str, scenes: Sequence[Scene], basic_auth: tuple[str, str] | None
+) -> list[tuple[dict[str, BoolMask], str]]:
     tasks = [{"id": scene.seed, "data": {"image": _data_uri(scene)}} for scene in scenes]
     body = {"tasks": tasks, "project": project, "label_config": label_config(), "params": {"context": None}}
     try:
-        response = httpx.post(f"{backend_url}/predict", json=body, timeout=120.0, trust_env=False)
+        response = httpx.post(f"{backend_url}/predict", json=body, timeout=120.0, trust_env=False, auth=basic_auth)
         response.raise_for_status()
         results = response.json()["results"]
     except (httpx.HTTPError, ValueError, KeyError) as error:

@@ -154,14 +154,16 @@ def find_project(client: LabelStudioClient) -> int | None:
     return next((int(item["id"]) for item in client.projects() if item["title"] == PROJECT_TITLE), None)
 
 
-def create_project(client: LabelStudioClient, images: Sequence[Picture]) -> tuple[int, dict[int, Picture]]:
+def create_project(
+    client: LabelStudioClient, images: Sequence[Picture], *, title: str = PROJECT_TITLE
+) -> tuple[int, dict[int, Picture]]:
     """Make the project and upload its pictures, as a project owner does in the browser.
 
     Returns:
         The project's id, and the picture of each task by task id.
     """
     instruction = "Correct the masks and the description, then submit. Stars are new to the model: mark a few."
-    project = client.create_project(PROJECT_TITLE, label_config(), expert_instruction=instruction)
+    project = client.create_project(title, label_config(), expert_instruction=instruction)
     project_id = int(project["id"])
     for image in images:
         client.upload_file(project_id, image.name, png(image.scene), "image/png")

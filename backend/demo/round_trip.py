@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+import redis
 from rich.console import Console
 from rich.table import Table
 
+from backend.demo.deployment import Deployment
 from backend.demo.measure import Measurement, measure
 from backend.demo.processes import DemoError, Supervisor
 from backend.demo.project import LABELS, NEW_SHAPE, Picture
-from backend.demo.stack import Stack
 from backend.job_history import JobHistory, JobRecord
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
@@ -108,7 +109,7 @@ def correct(client: LabelStudioClient, tasks: Mapping[int, Picture], say: Callab
 
 def wait_for_training(
     supervisor: Supervisor,
-    stack: Stack,
+    deployment: Deployment,
     project_id: int,
     say: Callable[[str], None],
     *,
@@ -118,7 +119,7 @@ def wait_for_training(
 
     Args:
         supervisor: watches the processes meanwhile.
-        stack: whose queue and history to look at.
+        deployment: whose queue and history to look at.
         project_id: the project.
         say: prints a line for the user.
         timeout_s: how long to wait.
@@ -129,11 +130,14 @@ def wait_for_training(
     Raises:
         DemoError: no job was made of the corrections, or they take too long.
     """
-    queue, last = stack.queue(), ""
+    queue, last = deployment.connect_queue(), ""
 
     def idle() -> bool | None:
         nonlocal last
-        job = queue.status(project_id)
+        try:
+            job = queue.status(project_id)
+        except redis.RedisError:
+            return None  # it may be restarted meanwhile
         if job is None:
             return True
         phase = f"{job.state}: {job.progress['phase']}" if job.progress.get("phase") else str(job.state)
@@ -144,7 +148,7 @@ def wait_for_training(
 
     # Label Studio sends its webhook within the annotator's submit: a job is there by now, or never will be.
     supervisor.wait_for("the training job to end", idle, timeout_s=timeout_s, hint="`vlm jobs` shows what it does.")
-    records = JobHistory(stack.vlm_dir).list(project_id)
+    records = JobHistory(deployment.data_dir).list(project_id)
     if not records:
         raise DemoError("no training job came of the corrections: did Label Studio's webhook reach the backend?")
     for record in reversed(records):
@@ -154,7 +158,7 @@ def wait_for_training(
 
 def run_round_trip(
     supervisor: Supervisor,
-    stack: Stack,
+    deployment: Deployment,
     client: LabelStudioClient,
     project_id: int,
     tasks: Mapping[int, Picture],
@@ -167,7 +171,7 @@ def run_round_trip(
 
     Args:
         supervisor: watches the processes meanwhile.
-        stack: the running stack.
+        deployment: what runs.
         client: its Label Studio.
         project_id: a project whose predictions were retrieved.
         tasks: its pictures by task id.
@@ -182,14 +186,14 @@ def run_round_trip(
         retrieved = require_predictions(client, project_id, list(tasks))
         say(f"Label Studio has predictions of {retrieved} for {len(tasks)} pictures")
         project = ml_backend_project(client, project_id)
-        before = measure(stack.backend_url, project, scenes)
+        before = measure(deployment.backend_url, project, scenes, basic_auth=deployment.basic_auth)
         _same("the predictions in Label Studio", retrieved, "those of /predict", before.model_version)
         ordered = sorted(tasks)
         corrected, others = ordered[: len(ordered) - left_alone], ordered[len(ordered) - left_alone :]
         say(f'Correcting {len(corrected)} pictures; "{NEW_SHAPE}" is new to the model')
         correct(client, {task_id: tasks[task_id] for task_id in corrected}, say)
-        wait_for_training(supervisor, stack, project_id, say)
-        after = measure(stack.backend_url, project, scenes)
+        wait_for_training(supervisor, deployment, project_id, say)
+        after = measure(deployment.backend_url, project, scenes, basic_auth=deployment.basic_auth)
         _same("/setup", served_version(client, project_id), "/predict", after.model_version)
         if after.model_version != before.model_version and others:
             client.retrieve_predictions(project_id, others)

@@ -10,10 +10,12 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 
+from backend.demo.deployment import Deployment
 from backend.demo.processes import DemoError, StoppedError, Supervisor, free_port, signals_as_exceptions
-from backend.demo.project import create_project, evaluation_scenes, find_project, pictures
+from backend.demo.project import PROJECT_TITLE, create_project, evaluation_scenes, find_project, pictures
 from backend.demo.round_trip import print_round_trip, require_predictions, run_round_trip, served_version
 from backend.demo.stack import Stack, StackOptions, start_stack
 from backend.label_studio.client import LabelStudioClient
@@ -24,6 +26,8 @@ DEFAULT_DIR = Path(".demo")
 _PORT, _BACKEND_PORT = 8080, 9090
 _PICTURES, _TRAIN_AFTER = 32, 4
 _CHECK_PICTURES, _CHECK_LEFT_ALONE, _CHECK_SCENES = 56, 8, 100
+CHECK_CORRECTIONS = _CHECK_PICTURES - _CHECK_LEFT_ALONE
+"""Annotations that a check makes."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +93,7 @@ def _show(options: DemoOptions, say: Callable[[str], None]) -> int:
                     say(f"Drawing {_PICTURES} pictures and uploading them to a new project")
                     project_id, _ = create_project(client, list(pictures(_PICTURES)))
                 say("Connecting the backend and retrieving predictions")
-                _pre_label(stack, client, project_id)
+                _pre_label(stack.deployment, client, project_id)
         except LabelStudioError as error:
             raise DemoError(f"Label Studio: {error}") from None
         say(_where_to_look(stack, project_id))
@@ -108,8 +112,7 @@ def _check(options: DemoOptions, say: Callable[[str], None]) -> int:
         data_dir = options.data_dir
     ports = options.port or free_port(), options.backend_port or free_port()
     # One training, of all corrections: what the first few alone would teach is not what is measured.
-    train_after = _CHECK_PICTURES - _CHECK_LEFT_ALONE
-    stack_options = _stack_options(options, data_dir, *ports, train_after=train_after)
+    stack_options = _stack_options(options, data_dir, *ports, train_after=CHECK_CORRECTIONS)
     succeeded = False
     try:
         with _only_one(data_dir), Supervisor(data_dir / "logs", say) as supervisor:
@@ -117,25 +120,7 @@ def _check(options: DemoOptions, say: Callable[[str], None]) -> int:
             with stack.client() as client:
                 if find_project(client) is not None:
                     raise DemoError(f"{data_dir} holds an earlier demo; a check needs a new directory")
-                say(f"Drawing {_CHECK_PICTURES} pictures and uploading them to a new project")
-                project_id, tasks = create_project(client, list(pictures(_CHECK_PICTURES)))
-                say("Connecting the backend and retrieving predictions")
-                _pre_label(stack, client, project_id)
-                outcome = run_round_trip(
-                    supervisor,
-                    stack,
-                    client,
-                    project_id,
-                    tasks,
-                    evaluation_scenes(_CHECK_SCENES),
-                    left_alone=_CHECK_LEFT_ALONE,
-                    say=say,
-                )
-            print_round_trip(outcome, _CHECK_SCENES)
-            failures = outcome.failures()
-            succeeded = not failures
-            for failure in failures:
-                say(f"not reached: {failure}")
+            succeeded = _round_trip(supervisor, stack.deployment, PROJECT_TITLE, say)
             say(f"{'The round trip works' if succeeded else 'The round trip failed'}, {_minutes(started)}")
     except LabelStudioError as error:
         raise DemoError(f"Label Studio: {error}") from None
@@ -147,9 +132,62 @@ def _check(options: DemoOptions, say: Callable[[str], None]) -> int:
     return 0 if succeeded else 1
 
 
-def _pre_label(stack: Stack, client: LabelStudioClient, project_id: int) -> None:
+def run_deployment_check(deployment: Deployment, say: Callable[[str], None] = print) -> int:
+    """Do the round trip in a new project of a deployment that runs.
+
+    The deployment's checkpoint must be the demo's, and it should start to train after as many annotations as are made,
+    `CHECK_CORRECTIONS`: the first few alone teach other things.
+
+    Returns:
+        Exit code: 0 after a success, 1 where the table shows none.
+
+    Raises:
+        DemoError: something foreseen went wrong.
+    """
+    say, started = _flushed(say), time.monotonic()
+    title = f"{PROJECT_TITLE}, check of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    with tempfile.TemporaryDirectory() as logs, Supervisor(Path(logs), say) as supervisor:
+        try:
+            succeeded = _round_trip(supervisor, deployment, title, say)
+        except LabelStudioError as error:
+            raise DemoError(f"Label Studio: {error}") from None
+    say(f"{'The round trip works' if succeeded else 'The round trip failed'}, {_minutes(started)}")
+    return 0 if succeeded else 1
+
+
+def _round_trip(supervisor: Supervisor, deployment: Deployment, title: str, say: Callable[[str], None]) -> bool:
+    """The round trip in a new project, with its table; returns whether it shows a success."""
+    with deployment.client() as client:
+        say(f"Drawing {_CHECK_PICTURES} pictures and uploading them to a new project")
+        project_id, tasks = create_project(client, list(pictures(_CHECK_PICTURES)), title=title)
+        say("Connecting the backend and retrieving predictions")
+        _pre_label(deployment, client, project_id)
+        outcome = run_round_trip(
+            supervisor,
+            deployment,
+            client,
+            project_id,
+            tasks,
+            evaluation_scenes(_CHECK_SCENES),
+            left_alone=_CHECK_LEFT_ALONE,
+            say=say,
+        )
+    print_round_trip(outcome, _CHECK_SCENES)
+    failures = outcome.failures()
+    for failure in failures:
+        say(f"not reached: {failure}")
+    return not failures
+
+
+def _pre_label(deployment: Deployment, client: LabelStudioClient, project_id: int) -> None:
     """Connect the backend and let Label Studio retrieve predictions for every picture."""
-    connect_project(client, project_id, stack.backend_url, webhook_secret=stack.credentials.webhook_secret)
+    connect_project(
+        client,
+        project_id,
+        deployment.backend_url,
+        basic_auth=deployment.basic_auth,
+        webhook_secret=deployment.webhook_secret,
+    )
     client.retrieve_predictions(project_id)
     # Label Studio says "retrieved" also where it dropped all of them.
     task_ids = [int(task["id"]) for task in client.tasks(project_id)]

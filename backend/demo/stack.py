@@ -17,6 +17,7 @@ from pathlib import Path
 
 import httpx
 
+from backend.demo.deployment import Deployment
 from backend.demo.label_studio import Credentials, answers, find_label_studio, start_label_studio, wait_for_label_studio
 from backend.demo.processes import Child, DemoError, Supervisor, child_environment, require_free_port
 from backend.label_studio.client import LabelStudioClient
@@ -80,9 +81,21 @@ class Stack:
         """The backend's and the worker's data directory."""
         return self.options.data_dir / "vlm"
 
+    @property
+    def deployment(self) -> Deployment:
+        """The stack as the round trip sees it."""
+        return Deployment(
+            label_studio_url=self.label_studio_url,
+            api_token=self.credentials.api_token,
+            backend_url=self.backend_url,
+            data_dir=self.vlm_dir,
+            connect_queue=self.queue,
+            webhook_secret=self.credentials.webhook_secret,
+        )
+
     def client(self) -> LabelStudioClient:
         """A client that acts as the demo's user; close it after use."""
-        return LabelStudioClient(self.label_studio_url, self.credentials.api_token, timeout_s=120.0)
+        return self.deployment.client()
 
     def queue(self) -> TrainingQueue:
         """The stack's training queue, to look at."""

@@ -42,6 +42,12 @@ class ConnectError(LabelStudioError):
     """The project could not be connected; the message names the setting to change."""
 
 
+class NotReadyError(ConnectError):
+    """The backend does not answer Label Studio, or not yet for this project."""
+
+    temporary = True
+
+
 @dataclass(frozen=True)
 class ConnectReport:
     """What connecting did.
@@ -193,7 +199,7 @@ def _ensure_backend(
         )
     if entry.get("state") != _CONNECTED:
         said = _plain(str(entry.get("error_message") or "")) or str(entry.get("readable_state"))
-        raise ConnectError(
+        raise NotReadyError(
             f"Label Studio is not connected to {backend_url}: {said}. Check that `vlm serve` runs there and wants "
             "the user and password that were given"
         )
@@ -303,13 +309,13 @@ def _explained(error: LabelStudioError, backend_url: str) -> LabelStudioError:
             status=error.status,
         )
     if "health check failed" in said or "authentication parameters" in said:
-        return ConnectError(
+        return NotReadyError(
             f"Label Studio cannot use {backend_url}: is `vlm serve` running, is that its address as Label Studio's own "
             f"machine or container sees it, and are BASIC_AUTH_USER and BASIC_AUTH_PASS the same? It said: {said}",
             status=error.status,
         )
     if "doesn't look like a valid ML backend" in said:
-        return ConnectError(
+        return NotReadyError(
             f"{backend_url} answers, but is not ready for this project: its model is still loading, or the labelling "
             f"config has a mistake. It said: {said}",
             status=error.status,

@@ -118,5 +118,5 @@ def test_spoilt_credentials_are_an_error_with_a_remedy(tmp_path: Path, text: str
 
 
 def test_a_missing_label_studio_is_an_error_with_a_remedy(tmp_path: Path) -> None:
-    with pytest.raises(DemoError, match="make env-label-studio"):
+    with pytest.raises(DemoError, match="make venv-label-studio"):
         find_label_studio(tmp_path / "label-studio")

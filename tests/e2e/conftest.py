@@ -52,7 +52,7 @@ def pre_labelled(stack: Stack, client: LabelStudioClient) -> PreLabelled:
 def round_trip(supervisor: Supervisor, stack: Stack, client: LabelStudioClient, pre_labelled: PreLabelled) -> RoundTrip:
     return run_round_trip(
         supervisor,
-        stack,
+        stack.deployment,
         client,
         pre_labelled.project_id,
         pre_labelled.tasks,

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from backend import connect_command
 from backend.cli import app
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import (
@@ -18,6 +20,8 @@ from backend.label_studio.connect import (
     report_lines,
 )
 from backend.label_studio.errors import LabelStudioNotFoundError, LabelStudioRejectedError
+from backend.label_studio.first_project import FirstProjectError, ensure_first_project
+from backend.settings import Settings
 
 URL = "http://127.0.0.1:9090"
 V0, V1 = "demo-p1-v000-aaaaaaaa", "demo-p1-v001-bbbbbbbb"
@@ -331,3 +335,67 @@ def test_check_config_fails_where_nothing_can_be_predicted(text: str | None, wor
     outcome = CliRunner().invoke(app, ["check-config", str(file)])
     assert outcome.exit_code == 1
     assert words in outcome.output
+
+
+# Waiting, and a first project ---------------------------------------------------------------------------------
+def test_connecting_waits_for_what_is_not_ready_and_not_for_what_is_wrong(
+    label_studio: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    naps: list[float] = []
+
+    def nap(seconds: float) -> None:
+        naps.append(seconds)
+        label_studio.reachable[URL] = ("!503 model is loading", None) if len(naps) == 1 else (V0, None)
+
+    monkeypatch.setattr(connect_command.time, "sleep", nap)
+    monkeypatch.setattr(
+        connect_command,
+        "LabelStudioClient",
+        lambda *_, **__: LabelStudioClient("http://ls.test", label_studio.LEGACY, transport=label_studio.transport),
+    )
+    label_studio.reachable.clear()
+    settings = Settings(label_studio_url="http://ls.test", label_studio_api_key=label_studio.LEGACY)
+    said: list[str] = []
+
+    def connect(wait_s: float) -> Any:
+        return connect_command.connect_when_ready(
+            settings, 1, None, backend_url=URL, title=None, wait_s=wait_s, say=said.append
+        )
+
+    with pytest.raises(ConnectError, match="is `vlm serve` running"):
+        connect(0.0)
+    assert not naps
+    assert connect(60.0).model_version == V0
+    assert len(naps) == 2
+    assert len(said) == 2
+    assert "model is loading" in said[1]
+    label_studio.backends.clear()
+    label_studio.blocks_connections = True
+    with pytest.raises(ConnectError, match="ML_BLOCK_LOCAL_IP"):
+        connect(60.0)
+    assert len(naps) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "label-config.xml: No such file"),
+        ({"label-config.xml": "<View>"}, "label-config.xml: "),
+        ({"label-config.xml": "<View><Text name='t' value='$t'/></View>"}, "nothing to predict for"),
+    ],
+)
+def test_a_folder_that_cannot_be_a_project_is_named(
+    files: dict[str, str], message: str, client: Any, label_studio: Any, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(FirstProjectError, match=message):
+        ensure_first_project(client, tmp_path, print)
+    assert label_studio.calls == []
+
+
+def test_without_a_project_and_a_config_nothing_is_connected(tmp_path: Path) -> None:
+    outcome = CliRunner().invoke(app, ["connect", "--first-project", str(tmp_path)])
+    assert outcome.exit_code == 0
+    assert "nothing to connect" in outcome.output
+    assert CliRunner().invoke(app, ["connect"]).exit_code == 2

@@ -1,0 +1,138 @@
+#!/usr/bin/env bash
+# Build the image, start everything from a clean state, and play the round trip: predictions in the first project without
+# a click, then pre-label, correct, train in the worker's container, serve the new version from the backend's.
+#
+#   docker/smoke.sh docker compose                  any command that takes docker compose's arguments
+#   FAULT=worker docker/smoke.sh docker compose     kills the worker in the middle of the training; also redis, backend
+#   SCALE=1 docker/smoke.sh docker compose          two backends behind the proxy, two workers
+#   KEEP=1 ...                                      leaves everything running
+#
+# Containers, volumes and ports are its own: a deployment on this machine is left alone. Exits with 0 if all of it works.
+set -euo pipefail
+if [ $# -eq 0 ]; then set -- docker compose; fi
+root=$(cd "$(dirname "$0")/.." && pwd)
+work=$(mktemp -d)
+fault=${FAULT:-} scale=${SCALE:-} started=$SECONDS
+cd "$root"
+
+say() { printf '[%4d s] %s\n' $((SECONDS - started)) "$*"; }
+fail() { say "FAILED: $*"; exit 1; }
+
+mkdir -p "$work/first-project/images" "$work/models"
+cp docker/first-project/label-config.example.xml "$work/first-project/label-config.xml"
+cp docs/pictures/*.png "$work/first-project/images/"
+chmod -R a+rX "$work"
+# A training starts when all of the check's corrections are there, not after the first.
+ENV_FILE="$work/.env" sh docker/make-env.sh VLM_CHECKPOINT=demo VLM_TRAIN_MIN_ANNOTATIONS=48 \
+  VLM_FIRST_PROJECT="$work/first-project" VLM_MODELS_FOLDER="$work/models" TORCH_INDEX="${TORCH_INDEX-}" \
+  LABEL_STUDIO_PUBLISH="127.0.0.1:${LABEL_STUDIO_PORT:-18080}" BACKEND_PUBLISH="127.0.0.1:${BACKEND_PORT:-19090}" \
+  > /dev/null
+
+files=(-f docker/compose.yaml)
+replicas=()
+if [ -n "$scale" ]; then
+  files+=(-f docker/compose.scale.yaml)
+  replicas=(--scale backend=2 --scale worker=2)
+fi
+compose() { "$runner" "${runner_arguments[@]}" --env-file "$work/.env" -p vlm-smoke "${files[@]}" "$@"; }
+runner=$1 && shift
+runner_arguments=("$@")
+export COMPOSE_PROFILES=label-studio
+
+finish() {
+  status=$?
+  if [ $status -ne 0 ]; then
+    compose logs --tail 40 > "$work/logs.txt" 2>&1 || true
+    say "the last lines of all logs are in $work/logs.txt"
+  fi
+  if [ -z "${KEEP:-}" ]; then
+    compose down -v > "$work/down.txt" 2>&1 || true
+    [ $status -ne 0 ] || rm -r "$work"
+  fi
+}
+trap finish EXIT
+
+# Ask until it works: wait_for SECONDS WHAT COMMAND...
+wait_for() {
+  local until=$((SECONDS + $1)) what=$2
+  shift 2
+  until "$@" > /dev/null 2>&1; do
+    [ $SECONDS -lt $until ] || fail "waited too long for $what"
+    sleep 5
+  done
+}
+
+say "building and starting"
+compose down -v > /dev/null 2>&1 || true
+compose up -d --build "${replicas[@]}" > "$work/up.txt" 2>&1 || { tail -40 "$work/up.txt"; fail "up"; }
+say "all containers are started"
+wait_for 300 "a healthy backend" compose exec -T backend python3 -m backend.health
+say "the backend is healthy"
+
+ask_label_studio='
+import sys
+from backend.label_studio.client import LabelStudioClient
+from backend.settings import load_settings
+s = load_settings()
+with LabelStudioClient(s.label_studio_url, s.label_studio_token) as client:
+    tasks = [t for p in client.projects() if p["title"] == "First project" for t in client.tasks(p["id"])]
+with_prediction = sum(bool(t["predictions"]) for t in tasks)
+print(f"{with_prediction} of {len(tasks)} tasks of the first project have a prediction")
+sys.exit(not tasks or with_prediction < len(tasks))
+'
+wait_for 600 "predictions in the first project" compose exec -T backend python3 -c "$ask_label_studio"
+say "$(compose exec -T backend python3 -c "$ask_label_studio" | tr -d '\r' | tail -1), without a click"
+
+say "the round trip begins"
+compose run --rm --no-deps -T connect check-deployment > "$work/check.txt" 2>&1 &
+check=$!
+if [ -n "$fault" ]; then
+  # "training job started: ...": in the middle of it.
+  wait_for 900 "the training" grep -q "training job started" "$work/check.txt"
+  case $fault in
+    worker)
+      say "killing the worker"
+      compose kill worker > /dev/null 2>&1
+      compose start worker > /dev/null 2>&1
+      ;;
+    redis | backend)
+      say "restarting $fault"
+      compose restart "$fault" > /dev/null 2>&1
+      ;;
+    *) fail "FAULT is $fault: worker, redis or backend" ;;
+  esac
+  say "$fault is back"
+fi
+wait "$check" || { cat "$work/check.txt"; fail "the round trip"; }
+cat "$work/check.txt"
+say "the round trip works${fault:+, with $fault interrupted}"
+
+# What each backend serves, asked of each alone.
+asked='
+import json, os, urllib.request
+request = urllib.request.Request("http://127.0.0.1:9090/versions")
+import base64
+pair = base64.b64encode((os.environ["BASIC_AUTH_USER"] + ":" + os.environ["BASIC_AUTH_PASS"]).encode()).decode()
+request.add_header("Authorization", "Basic " + pair)
+print(json.dumps(json.load(urllib.request.urlopen(request, timeout=10)), sort_keys=True))
+'
+answers=""
+for index in 1 ${scale:+2}; do
+  answer=$(compose exec -T --index "$index" backend python3 -c "$asked" | tail -1)
+  say "backend $index: $answer"
+  [ -z "$answers" ] || [ "$answers" = "$answer" ] || fail "the replicas serve different versions"
+  answers=$answer
+done
+
+# Nothing runs as root, nothing but the volumes can be written, nothing is half written.
+for service in backend worker; do
+  users=$(compose exec -T "$service" sh -c 'grep -h "^Uid:" /proc/[0-9]*/status | cut -f 2 | sort -u' | tr -d '\r')
+  case " $users " in *" 0 "*) fail "a process of $service runs as root" ;; esac
+  if compose exec -T "$service" sh -c 'touch /etc/x /opt/vlm/x' > /dev/null 2>&1; then
+    fail "$service can write to its root file system"
+  fi
+done
+left=$(compose exec -T worker sh -c 'find /data -name "*.tmp" -o -name "*.part"' | tr -d '\r')
+[ -z "$left" ] || fail "half written: $left"
+say "no process of ours runs as root, the root file system is read-only, nothing is half written"
+say "all of it works"
