@@ -1,17 +1,18 @@
 """Whether the server or the worker of this container is well: `python -m backend.health [--worker]`.
 
-For a container's health check, which runs it every few seconds: so it imports as little as it can, and ends with 0 or
-with 1 and one line. The server is well when it answers `/health`; whether it has a model is another question, which
+For a container's health check, which runs it every few seconds: so it imports no model and no web server, and ends with
+0 or with 1 and one line. The server is well when it answers `/health`; whether it has a model is another question, which
 `/setup` answers. A worker is well when it is signed on in Redis under this machine's name.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import sys
 import urllib.error
 import urllib.request
+
+from backend.settings import load_settings
 
 _TIMEOUT_S = 4.0
 
@@ -33,7 +34,6 @@ def worker_problem(hostname: str) -> str | None:
 
     from backend.redis_connection import connect_redis
     from backend.redis_server import RedisUnavailableError
-    from backend.settings import load_settings
 
     try:
         connection = connect_redis(load_settings(), start=False, timeout_s=_TIMEOUT_S, tries=1)
@@ -47,7 +47,7 @@ def worker_problem(hostname: str) -> str | None:
 def main() -> int:
     """Exit code: 0 well, 1 not."""
     worker = "--worker" in sys.argv[1:]
-    problem = worker_problem(socket.gethostname()) if worker else server_problem(int(os.environ.get("PORT") or 9090))
+    problem = worker_problem(socket.gethostname()) if worker else server_problem(load_settings().port)
     if problem:
         print(problem, file=sys.stderr)
     return 1 if problem else 0

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from backend.connect_command import connect_when_ready
 from backend.demo.project import pictures, png
 from backend.demo.stack import Stack
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.first_project import stored_name
 from backend.settings import Settings
+
+pytestmark = pytest.mark.e2e
 
 CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="circle"/><Label value="square"/></BrushLabels></View>"""
