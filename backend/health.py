@@ -1,8 +1,8 @@
 """Whether the server or the worker of this container is well: `python -m backend.health [--worker]`.
 
-For a container's health check, which runs it every few seconds: so it imports no model and no web server, and ends with
-0 or with 1 and one line. The server is well when it answers `/health`; whether it has a model is another question, which
-`/setup` answers. A worker is well when it is signed on in Redis under this machine's name.
+For a container's health check, which runs it every few seconds: so it imports no model and no web server, and ends
+with 0 or with 1 and one line. The server is well when it answers `/health`; whether it has a model is another question,
+which `/setup` answers. A worker is well when it is signed on in Redis under this machine's name.
 """
 
 from __future__ import annotations
