@@ -3,7 +3,9 @@
 # a click, then pre-label, correct, train in the worker's container, serve the new version from the backend's.
 #
 #   docker/smoke.sh docker compose                  any command that takes docker compose's arguments
-#   FAULT=worker docker/smoke.sh docker compose     kills the worker in the middle of the training; also redis, backend
+#   FAULT="worker redis backend" docker/smoke.sh docker compose
+#                                                   a round trip for each, in the middle of whose training the worker is
+#                                                   killed, Redis or the backend restarted
 #   SCALE=1 docker/smoke.sh docker compose          two backends behind the proxy, two workers
 #   KEEP=1 ...                                      leaves everything running
 #
@@ -12,7 +14,7 @@ set -euo pipefail
 if [ $# -eq 0 ]; then set -- docker compose; fi
 root=$(cd "$(dirname "$0")/.." && pwd)
 work=$(mktemp -d)
-fault=${FAULT:-} scale=${SCALE:-} started=$SECONDS
+faults=${FAULT:-none} scale=${SCALE:-} started=$SECONDS
 cd "$root"
 
 say() { printf '[%4d s] %s\n' $((SECONDS - started)) "$*"; }
@@ -83,29 +85,36 @@ sys.exit(not tasks or with_prediction < len(tasks))
 wait_for 600 "predictions in the first project" compose exec -T backend python3 -c "$ask_label_studio"
 say "$(compose exec -T backend python3 -c "$ask_label_studio" | tr -d '\r' | tail -1), without a click"
 
-say "the round trip begins"
-compose run --rm --no-deps -T connect check-deployment > "$work/check.txt" 2>&1 &
-check=$!
-if [ -n "$fault" ]; then
-  # In the middle of it: "training job running: PHASE".
-  wait_for 900 "the training" grep -q "training job running: " "$work/check.txt"
-  case $fault in
-    worker)
-      say "killing the worker"
-      compose kill worker > /dev/null 2>&1
-      compose start worker > /dev/null 2>&1
-      ;;
-    redis | backend)
-      say "restarting $fault"
-      compose restart "$fault" > /dev/null 2>&1
-      ;;
-    *) fail "FAULT is $fault: worker, redis or backend" ;;
-  esac
-  say "$fault is back"
-fi
-wait "$check" || { cat "$work/check.txt"; fail "the round trip"; }
-cat "$work/check.txt"
-say "the round trip works${fault:+, with $fault interrupted}"
+# Play the round trip; in the middle of its training something happens to a service: round_trip none|worker|redis|backend
+round_trip() {
+  local fault=$1 check
+  say "the round trip begins"
+  compose run --rm --no-deps -T connect check-deployment > "$work/check.txt" 2>&1 &
+  check=$!
+  if [ "$fault" != none ]; then
+    # In the middle of it: "training job running: PHASE".
+    wait_for 900 "the training" grep -q "training job running: " "$work/check.txt"
+    case $fault in
+      worker)
+        say "killing the worker"
+        compose kill worker > /dev/null 2>&1
+        compose start worker > /dev/null 2>&1
+        ;;
+      redis | backend)
+        say "restarting $fault"
+        compose restart "$fault" > /dev/null 2>&1
+        ;;
+      *) fail "FAULT is $fault: worker, redis or backend" ;;
+    esac
+    say "$fault is back"
+  fi
+  wait "$check" || { cat "$work/check.txt"; fail "the round trip, fault: $fault"; }
+  cat "$work/check.txt"
+  say "the round trip works, fault: $fault"
+}
+for fault in $faults; do
+  round_trip "$fault"
+done
 
 # What each backend serves, asked of each alone.
 asked='
