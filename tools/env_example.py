@@ -15,6 +15,9 @@ from backend.settings import Settings, variable_name
 FIXED = ("VLM_HOST", "PORT", "VLM_DATA_DIR", "REDIS_URL")
 """Set by the image and the compose file themselves."""
 
+IN_COMPOSE = {"backend_url": "http://backend.vlm.internal:9090", "label_studio_url": "http://label-studio:8080"}
+"""Defaults that differ in a compose network."""
+
 
 @dataclass(frozen=True)
 class Variable:
@@ -99,9 +102,7 @@ def settings_variables() -> Iterator[Variable]:
         if name in FIXED:
             continue
         secret = "SecretStr" in str(field.annotation)
-        default = {"backend_url": "http://backend:9090", "label_studio_url": "http://label-studio:8080"}.get(
-            attribute, "" if field.default is None else str(field.default)
-        )
+        default = IN_COMPOSE.get(attribute, "" if field.default is None else str(field.default))
         meaning = field.description or ""
         if secret or attribute == "basic_auth_user":
             meaning += " `make env` writes a random one." if secret else " `make env` sets it."

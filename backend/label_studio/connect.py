@@ -17,6 +17,7 @@ was given and Label Studio is not connected, or the user changed.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -46,6 +47,11 @@ class NotReadyError(ConnectError):
     """The backend does not answer Label Studio, or not yet for this project."""
 
     temporary = True
+
+
+# Names of hosts, the first with letters of any script.
+_LABEL = re.compile(r"[^\W_](?:(?:[^\W_]|-){0,61}[^\W_])?")
+_TOP_LABEL = re.compile(r"xn--[a-z0-9]{1,59}|(?!-)(?:[^\W\d_]|-){2,63}(?<!-)")
 
 
 @dataclass(frozen=True)
@@ -327,7 +333,25 @@ def _checked_url(url: str) -> str:
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
         raise ValueError(f"{_shown(url)!r} is not the backend's address; write it like http://127.0.0.1:9090")
+    if not _webhook_host(parts.hostname):
+        raise ValueError(
+            f"{_shown(url)!r}: Label Studio takes no webhook for the host {parts.hostname!r}. It must be an IP "
+            "address, localhost, or a name with a dot and without an underscore; in a compose network, an alias such "
+            "as backend.vlm.internal"
+        )
     return url.rstrip("/")
+
+
+def _webhook_host(host: str) -> bool:
+    """Whether Label Studio takes the host in a webhook's address (Django's URLValidator)."""
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        *labels, top = host.rstrip(".").split(".")
+        return host == "localhost" or bool(
+            labels and all(_LABEL.fullmatch(item) for item in labels) and _TOP_LABEL.fullmatch(top)
+        )
+    return True
 
 
 def _same_url(one: Any, other: str) -> bool:

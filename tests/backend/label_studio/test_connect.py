@@ -15,6 +15,7 @@ from backend.label_studio.connect import (
     SECRET_HEADER,
     WEBHOOK_ACTIONS,
     ConnectError,
+    NotReadyError,
     connect_project,
     refresh_version,
     report_lines,
@@ -105,7 +106,7 @@ def test_webhook_headers_follow_the_secret_and_keep_the_owner_s(label_studio: An
 
 
 def test_left_over_webhooks_of_ours_go_and_others_stay(label_studio: Any, client: Any) -> None:
-    own = client.create_webhook(1, "http://elsewhere:1/webhook")
+    own = client.create_webhook(1, "http://elsewhere.internal:1/webhook")
     for url, headers in (
         (f"{URL}/webhook", {}),
         (f"{URL}/webhook/", {}),
@@ -133,17 +134,17 @@ def test_a_webhook_that_was_switched_off_or_deleted_is_mended(label_studio: Any,
 def test_a_backend_that_moved_takes_its_connection_along(secret: str | None, label_studio: Any, client: Any) -> None:
     connect_project(client, 1, URL, webhook_secret=secret)
     number = label_studio.backends[0]["id"]
-    label_studio.reachable["http://new:9090"] = (V0, None)
-    report = connect_project(client, 1, "http://new:9090", webhook_secret=secret)
+    label_studio.reachable["http://new.internal:9090"] = (V0, None)
+    report = connect_project(client, 1, "http://new.internal:9090", webhook_secret=secret)
     assert report.ml_backend_id == number
-    assert_connected(label_studio, "http://new:9090", secret=secret)
-    assert_repeats(label_studio, client, "http://new:9090", webhook_secret=secret)
+    assert_connected(label_studio, "http://new.internal:9090", secret=secret)
+    assert_repeats(label_studio, client, "http://new.internal:9090", webhook_secret=secret)
 
 
 def test_a_second_connection_to_this_backend_is_removed(label_studio: Any, client: Any) -> None:
     connect_project(client, 1, URL, webhook_secret=SECRET)
-    label_studio.reachable["http://old:1"] = (V0, None)
-    client.create_ml_backend(1, "http://old:1", description=DESCRIPTION)
+    label_studio.reachable["http://old.internal:1"] = (V0, None)
+    client.create_ml_backend(1, "http://old.internal:1", description=DESCRIPTION)
     report = connect_project(client, 1, URL, webhook_secret=SECRET)
     assert any("second connection" in change for change in report.changes)
     assert_connected(label_studio)
@@ -157,11 +158,11 @@ def test_a_connection_made_by_hand_is_taken_over(label_studio: Any, client: Any)
 
 
 def test_another_backend_before_ours_is_a_warning(label_studio: Any, client: Any) -> None:
-    label_studio.reachable["http://yolo:1"] = ("yolo", None)
-    client.create_ml_backend(1, "http://yolo:1", title="YOLO")
+    label_studio.reachable["http://yolo.internal:1"] = ("yolo", None)
+    client.create_ml_backend(1, "http://yolo.internal:1", title="YOLO")
     (warning,) = connect_project(client, 1, URL, webhook_secret=SECRET).warnings
     assert "only the first backend" in warning
-    assert '"YOLO" at http://yolo:1' in warning
+    assert '"YOLO" at http://yolo.internal:1' in warning
     assert len(label_studio.backends) == 2
 
 
@@ -228,7 +229,7 @@ def test_blocked_addresses_name_both_settings(what: str, label_studio: Any, clie
 
 def test_a_backend_that_is_not_there_or_not_ready_is_named(label_studio: Any, client: Any) -> None:
     with pytest.raises(ConnectError, match="is `vlm serve` running") as caught:
-        connect_project(client, 1, "http://nowhere:9090")
+        connect_project(client, 1, "http://nowhere.internal:9090")
     assert "<a" not in str(caught.value)
     label_studio.reachable[URL] = ("!503 model is loading", None)
     with pytest.raises(ConnectError, match=r"not ready for this project.*model is loading"):
@@ -254,6 +255,21 @@ def test_only_an_address_is_accepted(url: str, client: Any) -> None:
     with pytest.raises(ValueError, match="is not the backend's address") as caught:
         connect_project(client, 1, url)
     assert "pw" not in str(caught.value)
+
+
+@pytest.mark.parametrize("host", ["backend", "my_backend.internal", "a.b1", "a.c", "-a.org", "a.-org"])
+def test_a_host_that_label_studio_takes_no_webhook_for_is_refused_first(
+    host: str, label_studio: Any, client: Any
+) -> None:
+    with pytest.raises(ValueError, match="takes no webhook for the host"):
+        connect_project(client, 1, f"http://{host}:9090")
+    assert label_studio.changes == []
+
+
+@pytest.mark.parametrize("host", ["localhost", "10.0.0.7", "[::1]", "backend.vlm.internal", "müll.de", "x.xn--p1ai"])
+def test_label_studio_is_asked_about_any_other_host(host: str, client: Any) -> None:
+    with pytest.raises(NotReadyError, match="Label Studio cannot use"):
+        connect_project(client, 1, f"http://{host}:9090")
 
 
 # Commands ---------------------------------------------------------------------------------------------------
