@@ -145,7 +145,7 @@ def run_deployment_check(deployment: Deployment, say: Callable[[str], None] = pr
         DemoError: something foreseen went wrong.
     """
     say, started = _flushed(say), time.monotonic()
-    title = f"{PROJECT_TITLE}, check of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
+    title = f"Check of {datetime.now(UTC):%Y-%m-%d %H:%M:%S}"
     with tempfile.TemporaryDirectory() as logs, Supervisor(Path(logs), say) as supervisor:
         try:
             succeeded = _round_trip(supervisor, deployment, title, say)

@@ -16,6 +16,8 @@ from backend.label_studio.config import LabelConfigError, parse_label_config
 
 CONFIG, TITLE, IMAGES = "label-config.xml", "title.txt", "images"
 DEFAULT_TITLE = "First project"
+_LONGEST_TITLE = 50
+"""Label Studio takes no longer one."""
 
 
 class FirstProjectError(ValueError):
@@ -34,7 +36,8 @@ def ensure_first_project(client: LabelStudioClient, folder: Path, say: Callable[
         The project's id.
 
     Raises:
-        FirstProjectError: the folder has no labelling config, or one that nothing can be predicted for.
+        FirstProjectError: the folder has no labelling config, one that nothing can be predicted for, or a title
+            that Label Studio does not take.
         LabelStudioError: a failed call.
     """
     label_config, title = _label_config(folder), _title(folder)
@@ -78,7 +81,10 @@ def _label_config(folder: Path) -> str:
 
 def _title(folder: Path) -> str:
     path = folder / TITLE
-    return (path.read_text(encoding="utf-8").strip() if path.is_file() else "") or DEFAULT_TITLE
+    title = (path.read_text(encoding="utf-8").strip() if path.is_file() else "") or DEFAULT_TITLE
+    if len(title) > _LONGEST_TITLE or "\n" in title:
+        raise FirstProjectError(f"{path}: a title is one line of at most {_LONGEST_TITLE} characters")
+    return title
 
 
 def _images(folder: Path) -> Iterator[Path]:

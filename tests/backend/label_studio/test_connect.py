@@ -415,3 +415,13 @@ def test_without_a_project_and_a_config_nothing_is_connected(tmp_path: Path) -> 
     assert outcome.exit_code == 0
     assert "nothing to connect" in outcome.output
     assert CliRunner().invoke(app, ["connect"]).exit_code == 2
+
+
+@pytest.mark.parametrize("title", ["x" * 51, "two\nlines"])
+def test_a_title_that_label_studio_does_not_take_is_named(title: str, client: Any, tmp_path: Path) -> None:
+    (tmp_path / "label-config.xml").write_text(
+        '<View><Image name="i" value="$image"/><Choices name="c" toName="i"><Choice value="a"/></Choices></View>'
+    )
+    (tmp_path / "title.txt").write_text(title)
+    with pytest.raises(FirstProjectError, match=r"title\.txt: a title is one line of at most 50"):
+        ensure_first_project(client, tmp_path, lambda _: None)
