@@ -33,7 +33,7 @@ from backend.versions import (
     version_hash,
     version_name,
 )
-from vlm_core.errors import VLMError
+from vlm_core.errors import CheckpointError, VLMError
 
 if TYPE_CHECKING:
     import torch
@@ -313,9 +313,7 @@ class ModelStore:
                     log.error("the model cannot be loaded: %s", error)
                 else:
                     log.exception("the model cannot be loaded")
-                self._failure = (
-                    f"the model cannot be loaded ({type(error).__name__}); the server's log says why and what to do"
-                )
+                self._failure = f"the model cannot be loaded ({type(error).__name__}): {_remedy(error)}"
                 self._settled.set()
                 self._closed.wait(self._retry_after_s)
                 continue
@@ -323,3 +321,13 @@ class ModelStore:
             self._settled.set()
             log.info("model %s ready after %.1f s", model.name, time.monotonic() - started)
             return
+
+
+def _remedy(error: Exception) -> str:
+    """What to do about a failed load, without paths."""
+    if isinstance(error, CheckpointError):
+        return (
+            "set VLM_CHECKPOINT to a checkpoint's directory or hub id, `vlm models pull` fetches one where there is a "
+            "network; the server's log says what is wrong"
+        )
+    return "the server's log says why"

@@ -79,6 +79,10 @@ COMPOSE: dict[str, tuple[Variable, ...]] = {
         Variable("REDIS_MEMORY", "512m", "Most memory of Redis."),
         Variable("LABEL_STUDIO_MEMORY", "4g", "Most memory of Label Studio."),
     ),
+    "Several of them (compose.scale.yaml)": (
+        Variable("BACKEND_REPLICAS", "2", "Backends behind the proxy, 16 at most."),
+        Variable("WORKER_REPLICAS", "2", "Workers; each trains one project at a time."),
+    ),
     "GPUs (compose.gpu.yaml)": (
         Variable("BACKEND_GPU", "0", "The backend's GPU: an index or a UUID."),
         Variable("WORKER_GPU", "0", "The workers' GPU."),

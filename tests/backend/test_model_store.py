@@ -89,6 +89,7 @@ def test_a_failed_load_says_so_without_paths_and_is_tried_again(
     assert store.state.status == "failed"
     with pytest.raises(ModelFailedError, match="CheckpointNotFoundError") as caught:
         store.model()
+    assert "VLM_CHECKPOINT" in caught.value.public
     assert "secret" not in caught.value.public
     assert "/secret/place" in caplog.text
     second.set()
