@@ -10,6 +10,7 @@ import mimetypes
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, parse_label_config
@@ -61,8 +62,8 @@ def stored_name(name: str) -> str:
 
 
 def _name_of(address: str) -> str:
-    """ "/data/upload/3/1a2b3c4d-cat.png" -> "cat.png"."""
-    return PurePosixPath(address).name.partition("-")[2]
+    """ "/data/upload/3/1a2b3c4d-m%C3%BCll.png" -> "müll.png"."""
+    return unquote(PurePosixPath(address).name).partition("-")[2]
 
 
 def _label_config(folder: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import unquote
 
 import pytest
 
@@ -52,7 +53,7 @@ def test_a_folder_becomes_one_project_with_predictions(stack: Stack, client: Lab
     assert connect() == ["uploaded 1 of 3 images", "retrieved predictions for 1 tasks"]
     tasks = list(client.tasks(project_id))
     assert [len(task["predictions"]) for task in tasks] == [1, 1, 1]
-    assert {str(task["data"]["image"]).rpartition("/")[2].partition("-")[2] for task in tasks} == {
+    assert {unquote(str(task["data"]["image"])).rpartition("/")[2].partition("-")[2] for task in tasks} == {
         stored_name(name) for name in NAMES
     }
     assert [item["title"] for item in client.projects()].count("Made from a folder") == 1
