@@ -56,4 +56,5 @@ def test_a_folder_becomes_one_project_with_predictions(stack: Stack, client: Lab
     assert {unquote(str(task["data"]["image"])).rpartition("/")[2].partition("-")[2] for task in tasks} == {
         stored_name(name) for name in NAMES
     }
+    assert connect() == ["all 3 images are there"]
     assert [item["title"] for item in client.projects()].count("Made from a folder") == 1
