@@ -1,9 +1,8 @@
 """Logits on the model's grid -> masks of the displayed image, label by label. Pure functions.
 
-A mask at full size is large (12 megapixels and more), a grid is small. So a label that is nowhere on the grid
-is answered without ever leaving it, and the others are upsampled only inside the part of the image that their
-cells can reach, in strips: bilinear interpolation never exceeds its neighbours, so nothing outside can reach
-the threshold. The result equals upsampling everything with `vlm_core.masks.upsample_logits`.
+A mask at full size is large (12 megapixels and more), a grid is small. So masks are traced from the grid as runs of
+pixels (`vlm_core.trace`) and never become pictures here. They equal upsampling everything with
+`vlm_core.masks.upsample_logits`, but for pixels within rounding of the threshold.
 
 `RULES` goes into the hash of version names: whoever changes what this module or `backend.choices` answers for
 the same logits raises the revision, and Label Studio asks again.
@@ -11,23 +10,25 @@ the same logits raises the revision, and Label Studio asks again.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import ndimage
 
-BoolMask = NDArray[np.bool_]
+from vlm_core.runs import RunMask, union
+from vlm_core.trace import mean_inside, trace
+
 Logits = NDArray[np.float32]
 
 DEFAULT_MIN_AREA_FRACTION = 0.0005
 """Parts smaller than this share of the image are specks: about a quarter of what one patch of the model sees."""
 
-RULES: dict[str, object] = {"revision": 1, "min_area_fraction": DEFAULT_MIN_AREA_FRACTION}
+RULES: dict[str, object] = {"revision": 2, "min_area_fraction": DEFAULT_MIN_AREA_FRACTION}
 
-_STRIP_PX = 1 << 20
-_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
+_CERTAIN = 1 - 2.0**-25
+"""The largest probability that is not one in float32."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class Part:
     Attributes:
         box_xyxy_px: in the displayed image, the end exclusive.
         area_px: at least 1.
-        score: mean probability of its pixels, 0..1.
+        score: mean probability of its pixels, 0..1, interpolated between the grid's probabilities.
     """
 
     box_xyxy_px: tuple[int, int, int, int]
@@ -50,13 +51,13 @@ class LabelMask:
     """Where one label is.
 
     Attributes:
-        mask: bool, (H, W) of the displayed image, without parts below the least area; None where nothing is left.
+        mask: of the displayed image, without parts below the least area; None where nothing is left.
         parts: the connected parts of the mask, largest first; corners connect.
         score: mean probability of the mask's pixels, 0..1; with nothing found, 1 - `peak`: how sure that is.
         peak: highest probability on the model's grid, 0..1.
     """
 
-    mask: BoolMask | None
+    mask: RunMask | None
     parts: tuple[Part, ...]
     score: float
     peak: float
@@ -102,99 +103,33 @@ def decode_label(
     grid = _finite(logits) / np.float32(temperature)
     best = _sigmoid(grid.max(axis=0))
     peak = float(best.max())
-    # Interpolation rounds: a cell this close below the threshold may still be reached.
-    window = _reach(best >= threshold - 1e-4, size_hw)
-    if window is None:
+    level = _logit(threshold)
+    # The best of several phrases reaches the level where any of them does.
+    mask = union([trace(alternative, level, size_hw) for alternative in grid])
+    numbers, count = mask.components()
+    boxes, areas = mask.measure(numbers, count)
+    kept = np.flatnonzero(areas >= max(1, min_area_px))
+    if not kept.size:
         return LabelMask(None, (), 1.0 - peak, peak)
-    top, left, bottom, right = window
-    probability = np.empty((bottom - top, right - left), dtype=np.float32)
-    for first, last in _strips(top, bottom, right - left):
-        strip = _interpolate(grid, size_hw, (first, last), (left, right))
-        probability[first - top : last - top] = _sigmoid(strip.max(axis=0))
-    return _measure(probability, (top, left), size_hw, threshold, min_area_px, peak)
-
-
-def _measure(
-    probability: NDArray[np.float32],
-    corner_yx: tuple[int, int],
-    size_hw: tuple[int, int],
-    threshold: float,
-    min_area_px: int,
-    peak: float,
-) -> LabelMask:
-    """Threshold a window of the image, drop specks, and score what is left."""
-    inside: BoolMask = probability >= threshold
-    labelled, count = ndimage.label(inside, structure=_EIGHT_NEIGHBOURS)
-    areas = np.bincount(labelled.ravel(), minlength=count + 1)
-    top, left = corner_yx
-    parts: list[Part] = []
-    total, weighted = 0, 0.0
-    keep = areas >= max(1, min_area_px)
-    keep[0] = False
-    inside = keep[labelled]
-    for index, where in enumerate(ndimage.find_objects(labelled), start=1):
-        if not keep[index]:
-            continue
-        own: BoolMask = labelled[where] == index
-        rows, columns = where
-        box = (left + columns.start, top + rows.start, left + columns.stop, top + rows.stop)
-        mean = float(probability[where][own].mean(dtype=np.float64))
-        parts.append(Part(box, int(areas[index]), _unit(mean)))
-        total += int(areas[index])
-        weighted += mean * int(areas[index])
-    if not parts:
-        return LabelMask(None, (), 1.0 - peak, peak)
-    mask = np.zeros(size_hw, dtype=bool)
-    mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    renumbered = np.full(count, -1, dtype=np.int32)
+    renumbered[kept] = np.arange(kept.size)
+    numbers = renumbered[numbers]
+    means = mean_inside(best, mask, numbers, kept.size)
+    parts = [
+        Part((int(x0), int(y0), int(x1), int(y1)), int(area), _unit(float(mean)))
+        for (x0, y0, x1, y1), area, mean in zip(boxes[kept], areas[kept], means, strict=True)
+    ]
     parts.sort(key=lambda part: (-part.area_px, part.box_xyxy_px))
-    return LabelMask(mask, tuple(parts), _unit(weighted / total), peak)
+    score = _unit(float(np.average(means, weights=areas[kept])))
+    return LabelMask(mask.select(numbers >= 0), tuple(parts), score, peak)
 
 
-def _reach(cells: BoolMask, size_hw: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """The window (top, left, bottom, right) of pixels that interpolation takes from any of these cells."""
-    rows, columns = np.flatnonzero(cells.any(axis=1)), np.flatnonzero(cells.any(axis=0))
-    if not rows.size:
-        return None
-    top, bottom = _pixels_of(int(rows[0]), int(rows[-1]), size_hw[0], cells.shape[0])
-    left, right = _pixels_of(int(columns[0]), int(columns[-1]), size_hw[1], cells.shape[1])
-    if top >= bottom or left >= right:  # the image is smaller than the grid and skips these cells
-        return None
-    return top, left, bottom, right
-
-
-def _pixels_of(first: int, last: int, out_size: int, in_size: int) -> tuple[int, int]:
-    low, high, _ = _sources(np.arange(out_size), out_size, in_size)
-    touched = np.flatnonzero((high >= first) & (low <= last))
-    return (int(touched[0]), int(touched[-1]) + 1) if touched.size else (0, 0)
-
-
-def _strips(top: int, bottom: int, width: int) -> Iterator[tuple[int, int]]:
-    rows = max(1, _STRIP_PX // width)
-    for first in range(top, bottom, rows):
-        yield first, min(bottom, first + rows)
-
-
-def _sources(
-    pixels: NDArray[np.int64], out_size: int, in_size: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """For output pixels of one axis the two cells that they lie between and the share of the second.
-
-    Pixel centres, as torch's bilinear interpolation with align_corners=False.
-    """
-    position = np.maximum((pixels + 0.5) * (in_size / out_size) - 0.5, 0.0)
-    low = np.minimum(position.astype(np.int64), in_size - 1)
-    high = np.minimum(low + 1, in_size - 1)
-    return low, high, (position - low).astype(np.float32)
-
-
-def _interpolate(grid: Logits, size_hw: tuple[int, int], rows: tuple[int, int], columns: tuple[int, int]) -> Logits:
-    """A window of the bilinearly upsampled grids, (A, rows, columns)."""
-    low, high, share = _sources(np.arange(*rows), size_hw[0], grid.shape[1])
-    down = share[None, :, None]
-    tall: Logits = grid[:, low] * (1 - down) + grid[:, high] * down
-    low, high, share = _sources(np.arange(*columns), size_hw[1], grid.shape[2])
-    result: Logits = tall[:, :, low] * (1 - share) + tall[:, :, high] * share
-    return result
+def _logit(probability: float) -> float:
+    """The logit from which the sigmoid is at least `probability`; nothing is below 0."""
+    if probability <= 0.0:
+        return -math.inf
+    probability = min(probability, _CERTAIN)
+    return math.log(probability / (1.0 - probability))
 
 
 def _finite(logits: Logits) -> Logits:

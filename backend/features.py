@@ -7,13 +7,28 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from backend.model_store import ServingModel
     from vlm_core.types import ImageFeatures
+
+
+Kind = Literal["masks", "tags"]
+
+
+class HashedImage(Protocol):
+    """An image file, whose pixels may not have been decoded yet."""
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the file."""
 
 
 class FeatureCache:
@@ -25,23 +40,28 @@ class FeatureCache:
     def __init__(self, max_bytes: int) -> None:
         """Starts empty; `max_bytes` 0 keeps nothing."""
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[str, str], tuple[ImageFeatures, int]] = OrderedDict()
+        self._entries: OrderedDict[tuple[Kind, str], tuple[ImageFeatures, int]] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
 
-    def masks(self, model: ServingModel, image: Image.Image, sha256: str) -> ImageFeatures:
-        """What `decode` needs; encoded now unless it is known."""
-        return self._get(("masks", sha256)) or self._put(
-            ("masks", sha256), model.encode_image(image, masks=True, tags=False)
-        )
+    def knows(self, kind: Kind, image: HashedImage) -> bool:
+        """Whether `get` would answer without the image's pixels."""
+        with self._lock:
+            return (kind, image.sha256) in self._entries
 
-    def tags(self, model: ServingModel, image: Image.Image, sha256: str) -> ImageFeatures:
-        """What `rank_features` needs; encoded now unless it is known."""
-        return self._get(("tags", sha256)) or self._put(
-            ("tags", sha256), model.encode_image(image, masks=False, tags=True)
-        )
+    def get(self, kind: Kind, model: ServingModel, image: HashedImage) -> ImageFeatures:
+        """What `decode` ("masks") or `rank_features` ("tags") needs; encoded now unless it is known.
 
-    def _get(self, key: tuple[str, str]) -> ImageFeatures | None:
+        Raises:
+            Exception: whatever decoding or encoding the image raises.
+        """
+        key = (kind, image.sha256)
+        known = self._get(key)
+        if known is not None:
+            return known
+        return self._put(key, model.encode_image(image.image, masks=kind == "masks", tags=kind == "tags"))
+
+    def _get(self, key: tuple[Kind, str]) -> ImageFeatures | None:
         with self._lock:
             entry = self._entries.get(key)
             if entry is None:
@@ -49,7 +69,7 @@ class FeatureCache:
             self._entries.move_to_end(key)
             return entry[0]
 
-    def _put(self, key: tuple[str, str], features: ImageFeatures) -> ImageFeatures:
+    def _put(self, key: tuple[Kind, str], features: ImageFeatures) -> ImageFeatures:
         size = sum(tensor.nbytes for tensor in features.taps)
         size += 0 if features.image_embeds is None else features.image_embeds.nbytes
         with self._lock:

@@ -61,6 +61,10 @@ class ServingModel(Protocol):
     def can_segment(self) -> bool:
         """Whether it gives masks."""
 
+    @property
+    def input_px(self) -> int:
+        """The longest side of what it sees of an image."""
+
     def encode_image(
         self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
     ) -> ImageFeatures:

@@ -64,7 +64,7 @@ def _predict(
         min_area_px=least_area_px(least, size_hw),
         temperature=temperature,
     )
-    return np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask
+    return np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask.to_array()
 
 
 def _score(predicted: BoolMask, true: BoolMask, present: bool) -> float:

@@ -79,6 +79,12 @@ class Model:
         """Whether it ranks tags; every checkpoint does."""
         return True
 
+    @property
+    def input_px(self) -> int:
+        """The longest side of what its towers see of an image; more pixels than some times this tell it nothing."""
+        transforms = [t for t in (self.mask_transform, self.tag_transform) if t is not None]
+        return max(max(*t.size_hw, t.shortest_edge) for t in transforms)
+
     def segment(self, image: Image.Image, prompts: Sequence[str]) -> MaskLogits:
         """Score every pixel of one image against each prompt.
 

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from backend.label_studio.annotation_masks import AnnotationMasks, UnreadRegion, masks_from_results
-from backend.label_studio.brush import Mask, encode_mask
+from backend.label_studio.brush import Mask, encode_runs
 from backend.label_studio.config import ControlPlan
+from vlm_core.runs import RunMask
 
 __all__ = [
     "AnnotationMasks",
@@ -33,11 +34,11 @@ __all__ = [
 Region = dict[str, Any]
 
 
-def brush_region(mask: Mask, control: ControlPlan, label: str, score: float) -> Region:
+def brush_region(mask: Mask | RunMask, control: ControlPlan, label: str, score: float) -> Region:
     """One mask as a `brushlabels` region.
 
     Args:
-        mask: bool, (H, W) of the displayed image, at least one pixel set: an empty mask is no region.
+        mask: bool, (H, W) of the displayed image, or its runs; at least one pixel set: an empty mask is no region.
         control: a `brushlabels` control.
         label: one of the control's labels, as it goes into results.
         score: 0..1.
@@ -48,10 +49,11 @@ def brush_region(mask: Mask, control: ControlPlan, label: str, score: float) -> 
     Raises:
         ValueError: an empty mask, a score that is not within 0..1, or a label that the control has not.
     """
-    if not mask.any():
+    runs = mask if isinstance(mask, RunMask) else RunMask.from_array(mask)
+    if not len(runs):
         raise ValueError(f'the mask for "{label}" is empty: leave the region out')
-    value = {"format": "rle", "rle": encode_mask(mask), "brushlabels": [_own_label(control, label)]}
-    return _region(control, "brushlabels", value, score, size_hw=(mask.shape[0], mask.shape[1]))
+    value = {"format": "rle", "rle": encode_runs(runs), "brushlabels": [_own_label(control, label)]}
+    return _region(control, "brushlabels", value, score, size_hw=runs.size_hw)
 
 
 def rectangle_region(

@@ -40,6 +40,10 @@ class ColourModel:
     encoded: list[str] = field(default_factory=list)
     on_encode: Callable[[], None] = lambda: None
 
+    @property
+    def input_px(self) -> int:
+        return GRID
+
     def encode_image(
         self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
     ) -> ImageFeatures:
@@ -87,6 +91,10 @@ class MemoryImage:
     image: Image.Image
     sha256: str
 
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        return self.image.height, self.image.width
+
 
 class MemoryImages:
     """Images by address; an unknown address is an `ImageUnavailableError`, a gate holds an address back."""
@@ -96,7 +104,9 @@ class MemoryImages:
         self.gates = dict(gates or {})
         self.fetched: list[str] = []
 
-    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> MemoryImage:
+    def fetch(
+        self, uri: str, *, task_id: int | None = None, project_id: int | None = None, at_least_px: int | None = None
+    ) -> MemoryImage:
         self.fetched.append(uri)
         if uri in self.gates:
             self.gates[uri].wait(30)

@@ -56,7 +56,7 @@ def _towers(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> tuple
     return text, vision
 
 
-def _processor_settings(size: int) -> dict[str, Any]:
+def processor_settings(size: int) -> dict[str, Any]:
     return {"size": {"height": size, "width": size}, "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD}
 
 
@@ -93,9 +93,9 @@ def make_clipseg_directory(
         use_complex_transposed_convolution=refined,
     )
     model = CLIPSegForImageSegmentation(config).eval()
-    processor = CLIPSegProcessor(ViTImageProcessor(**_processor_settings(mask_size)), tokenizer)
+    processor = CLIPSegProcessor(ViTImageProcessor(**processor_settings(mask_size)), tokenizer)
     if rescale:
-        _rescale(model, tokenizer, mask_size)
+        rescale_logits(model, tokenizer, mask_size)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
     return model
@@ -107,7 +107,7 @@ def make_clip_directory(directory: Path, *, seed: int = 0) -> CLIPModel:
     tokenizer = tiny_tokenizer(directory / "_tokenizer")
     text, vision = _towers(tokenizer, image_size=64, patch_size=16)
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=24)).eval()
-    _spread(model)
+    spread(model)
     images = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     model.save_pretrained(directory)
     CLIPProcessor(images, tokenizer).save_pretrained(directory)
@@ -115,7 +115,7 @@ def make_clip_directory(directory: Path, *, seed: int = 0) -> CLIPModel:
 
 
 @torch.no_grad()
-def _spread(model: torch.nn.Module) -> None:
+def spread(model: torch.nn.Module) -> None:
     """Make every matrix matter: unit-variance maps instead of the initialisation's 0.02, and real biases."""
     for name, parameter in model.named_parameters():
         if parameter.ndim == 2 and "embedding" not in name:
@@ -127,8 +127,8 @@ def _spread(model: torch.nn.Module) -> None:
 
 
 @torch.no_grad()
-def _rescale(model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer, mask_size: int) -> None:
-    _spread(model)
+def rescale_logits(model: CLIPSegForImageSegmentation, tokenizer: CLIPTokenizer, mask_size: int) -> None:
+    spread(model)
     batch = tokenizer(list(PHRASES), padding=True, return_tensors="pt")
     pixels = torch.randn(1, 3, mask_size, mask_size).expand(len(PHRASES), -1, -1, -1)
     logits = model(pixel_values=pixels, **batch).logits

@@ -15,10 +15,12 @@ from __future__ import annotations
 
 import base64
 import binascii
+import functools
 import hashlib
 import os
 import re
 import stat
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from PIL import Image
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images.addresses import Origin, Resolver, resolve_name
 from backend.label_studio.images.cache import DiskCache, cache_key
-from backend.label_studio.images.decode import decode_image
+from backend.label_studio.images.decode import decode_image, displayed_size
 from backend.label_studio.images.download import Downloader
 from backend.label_studio.images.errors import (
     ForbiddenAddressError,
@@ -109,19 +111,29 @@ class ImageConfig:
         )
 
 
-@dataclass(frozen=True)
 class FetchedImage:
-    """An image, ready for the model.
+    """An image, ready for the model. Its size and hash are known at once; safe to share between threads.
 
     Attributes:
-        image: RGB, 8 bit, EXIF orientation applied.
         sha256: of the file's bytes, hex.
-        size_hw: height and width as displayed, pixels.
+        size_hw: height and width as displayed, pixels; `image` may be smaller where that was asked for.
     """
 
-    image: Image.Image
-    sha256: str
-    size_hw: tuple[int, int]
+    def __init__(self, sha256: str, size_hw: tuple[int, int], decode: Callable[[], Image.Image]) -> None:
+        """`decode` is called once, when the pixels are first wanted."""
+        self.sha256 = sha256
+        self.size_hw = size_hw
+        self._decode = decode
+        self._image: Image.Image | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def image(self) -> Image.Image:
+        """RGB, 8 bit, EXIF orientation applied. Raises ImageError where it cannot be decoded."""
+        with self._lock:
+            if self._image is None:
+                self._image = self._decode()
+            return self._image
 
 
 class ImageFetcher:
@@ -159,13 +171,18 @@ class ImageFetcher:
         if Image.MAX_IMAGE_PIXELS is not None and config.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = config.max_pixels
 
-    def fetch(self, uri: str, *, task_id: int | None = None, project_id: int | None = None) -> FetchedImage:
-        """Fetch and decode one image.
+    def fetch(
+        self, uri: str, *, task_id: int | None = None, project_id: int | None = None, at_least_px: int | None = None
+    ) -> FetchedImage:
+        """Fetch one image.
+
+        One that is new is decoded to see whether it can be; one from the cache only when its pixels are wanted.
 
         Args:
             uri: what the task's data holds.
             task_id: the task, for addresses of cloud storage.
             project_id: the project, for the same where there is no task.
+            at_least_px: pixels that both sides must keep; a larger JPEG is then decoded smaller, which is faster.
 
         Returns:
             The image as the annotator sees it.
@@ -177,11 +194,11 @@ class ImageFetcher:
             raise ImageAddressError("the task's data holds no image address")
         uri = uri.strip()
         try:
-            return self._fetch(uri, task_id, project_id)
+            return self._fetch(uri, task_id, project_id, at_least_px)
         except ImageError as error:
             raise error.about(shown(uri)) from None
 
-    def _fetch(self, uri: str, task_id: int | None, project_id: int | None) -> FetchedImage:
+    def _fetch(self, uri: str, task_id: int | None, project_id: int | None, at_least_px: int | None) -> FetchedImage:
         scheme = _scheme(uri)
         if scheme != "data":
             try:
@@ -189,28 +206,53 @@ class ImageFetcher:
             except ValueError:
                 raise ImageAddressError("its host is not written as one") from None
         if scheme == "data":
-            return self._decode(_data_url(uri, self._config.max_bytes))
+            return self._decoded(_data_url(uri, self._config.max_bytes), at_least_px)
         if scheme == "":
             local = self._local_file(uri)
             if local is not None:
-                return self._decode(local)
+                return self._decoded(local, at_least_px)
         url, lasting = self._url(uri, scheme, task_id, project_id)
         key = cache_key(uri if scheme in _CLOUD else url)
         cached = self._cache.get(key, max_age_s=None if lasting else _MAX_AGE_S)
         if cached is not None:
             try:
-                return self._decode(cached)
+                size_hw = displayed_size(cached, max_pixels=self._config.max_pixels, name="it")
             except ImageError:
                 # Kept only after it was decoded once: the disk has lost something, or the limits are lower now.
                 self._cache.drop(key)
+            else:
+                decode = functools.partial(self._decode_cached, cached, size_hw, key, url, shown(uri), at_least_px)
+                return FetchedImage(hashlib.sha256(cached).hexdigest(), size_hw, decode)
         data = self._downloader.get(url)
-        fetched = self._decode(data)
+        fetched = self._decoded(data, at_least_px)
         self._cache.put(key, data)
         return fetched
 
-    def _decode(self, data: bytes) -> FetchedImage:
-        image = decode_image(data, max_pixels=self._config.max_pixels, name="it")
-        return FetchedImage(image, hashlib.sha256(data).hexdigest(), (image.height, image.width))
+    def _decoded(self, data: bytes, at_least_px: int | None) -> FetchedImage:
+        image = self._pixels(data, at_least_px)
+        size_hw = displayed_size(data, max_pixels=self._config.max_pixels, name="it")
+        return FetchedImage(hashlib.sha256(data).hexdigest(), size_hw, lambda: image)
+
+    def _pixels(self, data: bytes, at_least_px: int | None) -> Image.Image:
+        return decode_image(data, max_pixels=self._config.max_pixels, name="it", at_least_px=at_least_px)
+
+    def _decode_cached(
+        self, data: bytes, size_hw: tuple[int, int], key: str, url: str, name: str, at_least_px: int | None
+    ) -> Image.Image:
+        try:
+            return self._pixels(data, at_least_px)
+        except ImageError:
+            # It was decoded before it was kept: the disk has lost something of it, so it is fetched again.
+            self._cache.drop(key)
+        try:
+            data = self._downloader.get(url)
+            image = self._pixels(data, at_least_px)
+            if displayed_size(data, max_pixels=self._config.max_pixels, name="it") != size_hw:
+                raise ImageUnavailableError("it was replaced by another one just now: ask again", temporary=True)
+        except ImageError as error:
+            raise error.about(name) from None
+        self._cache.put(key, data)
+        return image
 
     def _url(self, uri: str, scheme: str, task_id: int | None, project_id: int | None) -> tuple[str, bool]:
         """The URL to ask, and whether what it names never changes."""

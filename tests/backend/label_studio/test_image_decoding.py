@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backend.label_studio.images.decode import decode_image
+from backend.label_studio.images.decode import decode_image, displayed_size
 from backend.label_studio.images.errors import ImageDecodeError, ImageError, ImageTooLargeError
 
 
@@ -175,3 +175,63 @@ def test_a_damaged_file_is_an_image_or_an_image_error(seed: bytes, changes: list
     except ImageError:
         return
     assert image.width * image.height <= 10_000
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    y, x = np.mgrid[0:height, 0:width]
+    waves = np.stack([np.sin(x / 97), np.cos(y / 71), np.sin((x + y) / 53)], axis=-1)
+    return Image.fromarray((127.5 + 127.5 * waves).astype(np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("at_least_px", "expected"),
+    [
+        (None, (2400, 1800)),
+        (1801, (2400, 1800)),
+        (901, (2400, 1800)),
+        (900, (1200, 900)),
+        (450, (600, 450)),
+        (1, (300, 225)),
+    ],
+)
+def test_a_jpeg_is_decoded_at_a_half_a_quarter_or_an_eighth(at_least_px: int | None, expected: tuple[int, int]) -> None:
+    data = encoded(photograph(2400, 1800), "JPEG", quality=95)
+    image = decode_image(data, max_pixels=10**7, name="picture", at_least_px=at_least_px)
+    assert image.size == expected
+    assert displayed_size(data, max_pixels=10**7, name="picture") == (1800, 2400)
+
+
+def test_a_jpeg_below_four_megapixels_is_decoded_whole() -> None:
+    data = encoded(photograph(2000, 1990), "JPEG", quality=95)
+    assert decode_image(data, max_pixels=10**7, name="picture", at_least_px=1).size == (2000, 1990)
+
+
+def test_a_smaller_jpeg_shows_a_model_the_same_picture() -> None:
+    data = encoded(photograph(2400, 1800), "JPEG", quality=90)
+    small = [
+        np.asarray(
+            decode_image(data, max_pixels=10**7, name="picture", at_least_px=least).resize((150, 150), 2), np.float32
+        )
+        for least in (None, 300)
+    ]
+    assert np.abs(small[0] - small[1]).mean() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["L", "CMYK"])
+def test_the_mode_of_a_jpeg_does_not_matter(mode: str) -> None:
+    data = encoded(photograph(2400, 1800).convert(mode), "JPEG", quality=95)
+    whole, half = (
+        np.asarray(decode_image(data, max_pixels=10**7, name="picture", at_least_px=least).resize((80, 60), 2), float)
+        for least in (None, 400)
+    )
+    assert np.abs(whole - half).mean() < 1
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "WEBP", "TIFF"])
+def test_the_displayed_size_is_that_of_the_decoded_image(orientation: int, file_format: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(Image.new("RGB", (30, 20)), file_format, exif=exif)
+    image = decode_image(data, max_pixels=1000, name="picture")
+    assert displayed_size(data, max_pixels=1000, name="picture") == (image.height, image.width)

@@ -438,6 +438,36 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(web: Any, make: Any, tmp_p
     assert len(web.requests) == 3
 
 
+def test_a_kept_file_is_decoded_only_when_its_pixels_are_wanted(web: Any, make: Any, tmp_path: Path) -> None:
+    web.serve("/a.png", png(40, 30))
+    fetcher = make(label_studio_url=web.url)
+    first = fetcher.fetch("/a.png")
+    (kept,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    kept.write_bytes(png(40, 30)[:60])  # the header is whole, the pixels are not
+    second = fetcher.fetch("/a.png")
+    assert second.size_hw == (30, 40)
+    assert len(web.requests) == 1
+    # damaged: fetched again, and kept again
+    assert second.image.tobytes() == first.image.tobytes()
+    assert len(web.requests) == 2
+    assert kept.read_bytes() == png(40, 30)
+
+
+def test_a_damaged_file_whose_address_holds_another_picture_now_fails_for_now(
+    web: Any, make: Any, tmp_path: Path
+) -> None:
+    web.serve("/a.png", png(40, 30))
+    fetcher = make(label_studio_url=web.url)
+    fetcher.fetch("/a.png")
+    (kept,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
+    kept.write_bytes(png(40, 30)[:60])
+    fetched = fetcher.fetch("/a.png")
+    web.serve("/a.png", png(9, 9))
+    with pytest.raises(ImageUnavailableError, match=r"a\.png.*replaced"):
+        _ = fetched.image
+    assert fetcher.fetch("/a.png").size_hw == (9, 9)
+
+
 def test_lower_limits_hold_for_kept_files_too(web: Any, make: Any) -> None:
     web.serve("/a.png", png())
     make(label_studio_url=web.url).fetch("/a.png")
