@@ -14,6 +14,7 @@ from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, Training
 from backend.api.logs import RequestLog, api_error, http_error
 from backend.api.routes import make_router
+from backend.disk_cache import DiskCache
 from backend.gpu_memory import bound_gpu_memory
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.images import ImageConfig, ImageFetcher
@@ -53,6 +54,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         plans=plans,
         fetch_threads=settings.image_fetch_threads,
         feature_cache_bytes=settings.feature_cache_bytes,
+        feature_files=feature_files(settings),
     )
     handlers = Handlers(
         store=store,
@@ -108,6 +110,11 @@ def image_fetcher(settings: Settings) -> ImageFetcher:
         )
         authorization = client.authorization
     return ImageFetcher(ImageConfig.from_settings(settings), authorization)
+
+
+def feature_files(settings: Settings) -> DiskCache:
+    """Where the server keeps what the model saw in images."""
+    return DiskCache(settings.data_dir / "cache" / "served-features", settings.feature_disk_bytes)
 
 
 def connect_queue(settings: Settings) -> TrainingQueue:

@@ -1,82 +1,112 @@
 """Features of images that were seen lately, so that a second question costs the cheap half only.
 
-Features belong to the shared encoders, not to a project's decoder, so they serve all projects and versions.
+Features belong to the shared encoders, not to a project's decoder, so they serve all projects and versions. The newest
+are in memory, more of them on disk, where they outlive a restart.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Literal, Protocol
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Literal
+
+from backend.disk_cache import DiskCache
 
 if TYPE_CHECKING:
-    from PIL import Image
-
     from backend.model_store import ServingModel
     from vlm_core.types import ImageFeatures
 
+log = logging.getLogger(__name__)
 
-Kind = Literal["masks", "tags"]
+Kind = Literal["masks", "tags", "both"]
+
+_MOST_WRITES_WAITING = 32
 
 
-class HashedImage(Protocol):
-    """An image file, whose pixels may not have been decoded yet."""
-
-    @property
-    def image(self) -> Image.Image:
-        """RGB."""
-
-    @property
-    def sha256(self) -> str:
-        """Of the file."""
+def feature_key(kind: Kind, model: ServingModel, sha256: str) -> str:
+    """Names what a model sees of an image file; a file name."""
+    return f"{sha256}-{kind}-{model.features_id}"
 
 
 class FeatureCache:
-    """Features by the hash of the image file, as many as fit in memory. Safe to share between threads.
+    """Features by `feature_key`, as many as fit. Safe to share between threads."""
 
-    It serves one base model: the process that loads another one makes another cache.
-    """
+    def __init__(self, max_bytes: int, disk: DiskCache | None = None) -> None:
+        """Starts empty.
 
-    def __init__(self, max_bytes: int) -> None:
-        """Starts empty; `max_bytes` 0 keeps nothing."""
+        Args:
+            max_bytes: of memory; 0 keeps nothing there.
+            disk: for what memory has no room for; None: no disk.
+        """
         self._max_bytes = max_bytes
-        self._entries: OrderedDict[tuple[Kind, str], tuple[ImageFeatures, int]] = OrderedDict()
+        self._disk = disk
+        self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="features")
+        self._writes = threading.Semaphore(_MOST_WRITES_WAITING)
 
-    def knows(self, kind: Kind, image: HashedImage) -> bool:
-        """Whether `get` would answer without the image's pixels."""
+    def knows(self, key: str) -> bool:
+        """Whether `get` would probably answer."""
         with self._lock:
-            return (kind, image.sha256) in self._entries
+            if key in self._entries:
+                return True
+        return self._disk is not None and self._disk.has(key)
 
-    def get(self, kind: Kind, model: ServingModel, image: HashedImage) -> ImageFeatures:
-        """What `decode` ("masks") or `rank_features` ("tags") needs; encoded now unless it is known.
-
-        Raises:
-            Exception: whatever decoding or encoding the image raises.
-        """
-        key = (kind, image.sha256)
-        known = self._get(key)
-        if known is not None:
-            return known
-        return self._put(key, model.encode_image(image.image, masks=kind == "masks", tags=kind == "tags"))
-
-    def _get(self, key: tuple[Kind, str]) -> ImageFeatures | None:
+    def get(self, key: str) -> ImageFeatures | None:
+        """What is kept under a key."""
         with self._lock:
-            entry = self._entries.get(key)
-            if entry is None:
-                return None
-            self._entries.move_to_end(key)
-            return entry[0]
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        if self._disk is None:
+            return None
+        data = self._disk.get(key)
+        if data is None:
+            return None
+        from vlm_core.errors import DataError
+        from vlm_core.feature_bytes import parse
 
-    def _put(self, key: tuple[Kind, str], features: ImageFeatures) -> ImageFeatures:
-        size = sum(tensor.nbytes for tensor in features.taps)
-        size += 0 if features.image_embeds is None else features.image_embeds.nbytes
-        with self._lock:
-            if key not in self._entries:
-                self._entries[key] = (features, size)
-                self._bytes += size
-            while self._bytes > self._max_bytes:
-                _, (_, freed) = self._entries.popitem(last=False)
-                self._bytes -= freed
+        try:
+            features = parse(data)
+        except DataError:  # cut short by a full disk, say: made anew
+            self._disk.drop(key)
+            return None
+        self._remember(key, features)
         return features
+
+    def put(self, key: str, features: ImageFeatures) -> None:
+        """Keep features; the disk gets them soon, unless it is far behind."""
+        self._remember(key, features)
+        if self._disk is not None and self._writes.acquire(blocking=False):
+            try:
+                self._writer.submit(self._write, key, features)
+            except RuntimeError:  # closed
+                self._writes.release()
+
+    def close(self) -> None:
+        """Finish what is being written; nothing more is kept on disk."""
+        self._writer.shutdown(wait=True)
+
+    def _remember(self, key: str, features: ImageFeatures) -> None:
+        with self._lock:
+            if features.nbytes > self._max_bytes or key in self._entries:
+                return
+            self._entries[key] = features
+            self._bytes += features.nbytes
+            while self._bytes > self._max_bytes:
+                _, dropped = self._entries.popitem(last=False)
+                self._bytes -= dropped.nbytes
+
+    def _write(self, key: str, features: ImageFeatures) -> None:
+        from vlm_core.feature_bytes import dump
+
+        try:
+            assert self._disk is not None
+            self._disk.put(key, dump(features))
+        except Exception:  # a cache only saves time
+            log.exception("features cannot be kept on disk")
+        finally:
+            self._writes.release()

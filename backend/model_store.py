@@ -18,13 +18,14 @@ import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from backend import choices, decoding
 from backend.label_studio.config import PredictionPlan
+from backend.turns import BusyTimeoutError, Reply, Request, Turns
 from backend.versions import (
     DEFAULT_THRESHOLD,
     Manifest,
@@ -65,6 +66,18 @@ class ServingModel(Protocol):
     def input_px(self) -> int:
         """The longest side of what it sees of an image."""
 
+    @property
+    def features_id(self) -> str:
+        """Names what its encoders make of images; a part of a file name."""
+
+    @property
+    def encode_batch(self) -> int:
+        """Images that it encodes at once."""
+
+    @property
+    def one_view(self) -> bool:
+        """Whether tags see an image as masks do, so that one pass gives both."""
+
     def encode_image(
         self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
     ) -> ImageFeatures:
@@ -73,8 +86,8 @@ class ServingModel(Protocol):
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Conditions (P, E)."""
 
-    def decode(self, features: ImageFeatures, conditions: torch.Tensor) -> MaskLogits:
-        """Logits on the model's own grid."""
+    def decode_batch(self, features: ImageFeatures, conditions: Sequence[torch.Tensor]) -> list[MaskLogits]:
+        """Logits on the model's own grid, for each image with its own conditions."""
 
     def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
         """Tags, best first."""
@@ -196,7 +209,7 @@ class ModelStore:
         self._thread: threading.Thread | None = None
         self._decoders: OrderedDict[str, ServingModel] = OrderedDict()
         self._decoders_lock = threading.Lock()
-        self._compute_lock = threading.Lock()
+        self._turns = Turns()
         self._foreign: set[tuple[int, int]] = set()
 
     def start(self) -> None:
@@ -264,17 +277,36 @@ class ModelStore:
 
     @contextmanager
     def computing(self, timeout_s: float) -> Iterator[None]:
-        """Have the accelerator to oneself, for one image at most, so that requests take turns.
+        """Have the accelerator to oneself.
 
         Raises:
             BusyError: it did not become free in time.
         """
-        if not self._compute_lock.acquire(timeout=max(0.0, timeout_s)):
-            raise BusyError("the model was busy with other requests until the time was up")
         try:
-            yield
-        finally:
-            self._compute_lock.release()
+            with self._turns.alone(timeout_s):
+                yield
+        except BusyTimeoutError:
+            raise BusyError(_BUSY) from None
+
+    def compute(
+        self,
+        group: Hashable,
+        request: Request,
+        answer: Callable[[Sequence[Request]], Sequence[Reply]],
+        timeout_s: float,
+        *,
+        most: int,
+    ) -> Reply:
+        """Let the accelerator answer a request together with others of its group; see `backend.turns.Turns.run`.
+
+        Raises:
+            BusyError: it did not become free in time.
+            Exception: what `answer` raises for this request.
+        """
+        try:
+            return self._turns.run(group, request, answer, timeout_s, most=most)
+        except BusyTimeoutError:
+            raise BusyError(_BUSY) from None
 
     def _current(self, base: ServingModel, project_id: int) -> StoredVersion | None:
         """The project's version, unless it was trained on another base model than the one that is loaded."""
@@ -325,6 +357,9 @@ class ModelStore:
             self._settled.set()
             log.info("model %s ready after %.1f s", model.name, time.monotonic() - started)
             return
+
+
+_BUSY = "the model was busy with other requests until the time was up"
 
 
 def _remedy(error: Exception) -> str:

@@ -42,7 +42,7 @@ class Host:
         Raises:
             SettingsError: the environment holds values that cannot be used.
         """
-        from backend.app import connect_queue, image_fetcher, load_model
+        from backend.app import connect_queue, feature_files, image_fetcher, load_model
         from backend.model_store import ModelStore
         from backend.plans import ExtraParams
         from backend.predictor import Predictor
@@ -61,6 +61,7 @@ class Host:
             self.extra_params,
             fetch_threads=settings.image_fetch_threads,
             feature_cache_bytes=settings.feature_cache_bytes,
+            feature_files=feature_files(settings),
         )
         self.training = TrainingLink(lambda: connect_queue(settings))
 

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from backend import decoding
 from backend.choices import choose
+from backend.disk_cache import DiskCache
 from backend.features import FeatureCache, Kind
+from backend.inference import Inference
 from backend.label_studio.config import ControlPlan, LabelConfigError, PredictionPlan
 from backend.label_studio.images import ImageError
 from backend.label_studio.results import Region, brush_region, choices_region, rectangle_region
@@ -40,6 +42,9 @@ Item = dict[str, Any]
 _OVERSAMPLING = 2
 """A large JPEG is decoded at no less than so many times what the model sees: the grey levels that it then sees differ
 by half a level of 255 on average, and the file takes a third of the time."""
+
+
+_GRACE_S = 0.2
 
 
 class FetchedImage(Protocol):
@@ -126,6 +131,7 @@ class Predictor:
         plans: PlanCache | None = None,
         fetch_threads: int = 8,
         feature_cache_bytes: int = 256 * 1024 * 1024,
+        feature_files: DiskCache | None = None,
     ) -> None:
         """Starts no thread until the first task.
 
@@ -134,20 +140,22 @@ class Predictor:
             images: where images come from.
             extra_params: of the projects' connections.
             plans: parsed labelling configs; default its own cache.
-            fetch_threads: images fetched at the same time, over all requests.
-            feature_cache_bytes: room for the features of images that were seen lately.
+            fetch_threads: tasks worked on at the same time, over all requests.
+            feature_cache_bytes: room in memory for the features of images that were seen lately.
+            feature_files: more of them on disk; None: none.
         """
         self._store = store
         self._images = images
         self._extra_params = extra_params
         self._plans = plans or PlanCache()
         self._window = fetch_threads
-        self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="fetch")
-        self._features = FeatureCache(feature_cache_bytes)
+        self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="task")
+        self._inference = Inference(store, FeatureCache(feature_cache_bytes, feature_files))
 
     def close(self) -> None:
-        """Start no further fetch."""
+        """Start no further task."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._inference.close()
 
     def predict(
         self,
@@ -180,8 +188,8 @@ class Predictor:
             log.warning("project=%d tasks=%d no prediction: %s", project_id, len(tasks), error)
             return Answer([{"error": reason} for _ in tasks], "")
         items: list[Item | None] = [None] * len(tasks)
-        for index, fetched in self._fetched(tasks, job):
-            items[index] = self._item(tasks[index], fetched, job)
+        for index, item in self._answered(tasks, job):
+            items[index] = item
         late = {"error": _late(deadline)}
         return Answer([dict(late) if item is None else item for item in items], job.version.name)
 
@@ -199,34 +207,34 @@ class Predictor:
             controls = _asked_for(controls, context)
         return _Job(config, controls, version, model, project_id, deadline)
 
-    def _fetched(self, tasks: Sequence[Any], job: _Job) -> Iterator[tuple[int, dict[str, FetchedImage] | Exception]]:
-        """Tasks with their images as they arrive, until the deadline; a few are fetched ahead."""
-        waiting: dict[Future[dict[str, FetchedImage]], int] = {}
+    def _answered(self, tasks: Sequence[Any], job: _Job) -> Iterator[tuple[int, Item]]:
+        """Items as they are done, until the deadline.
+
+        A few tasks are worked on at the same time: images are fetched and decoded, and masks drawn, while the model
+        works for others, and what waits for the model is answered in one batch.
+        """
+        waiting: dict[Future[Item], int] = {}
         following = iter(range(len(tasks)))
         try:
             while True:
                 while len(waiting) < self._window and (index := next(following, None)) is not None:
-                    waiting[self._pool.submit(self._fetch_task, tasks[index], job)] = index
+                    waiting[self._pool.submit(self._item, tasks[index], job)] = index
                 if not waiting:
                     return
                 done, _ = wait(waiting, timeout=job.deadline.remaining(), return_when=FIRST_COMPLETED)
-                if not done or not job.deadline.remaining():
+                late = not job.deadline.remaining()
+                if late:  # those that wait for the model give up at this moment, and say why
+                    done, _ = wait(waiting, timeout=_GRACE_S)
+                for future in done:
+                    yield waiting.pop(future), future.result()
+                if late:
                     return
-                # One at a time, the earliest task first: what else is done waits its turn in `waiting`.
-                future = min(done, key=waiting.__getitem__)
-                index = waiting.pop(future)
-                error = future.exception()
-                if error is not None and not isinstance(error, Exception):
-                    raise error
-                yield index, future.result() if error is None else error
         finally:
             for future in waiting:
                 future.cancel()
 
-    def _fetch_task(self, task: Any, job: _Job) -> dict[str, FetchedImage]:
+    def _fetch(self, task: Any, job: _Job) -> dict[str, FetchedImage]:
         """All images that the controls of one task look at, by address."""
-        if not job.deadline.remaining():  # it waited behind others; nobody would see the result
-            raise _TaskError("the time was up before the image was fetched: ask again")
         found: dict[str, FetchedImage] = {}
         for control in job.controls:
             uri = _image_uri(control, task)
@@ -237,15 +245,14 @@ class Predictor:
                     project_id=job.project_id,
                     at_least_px=_OVERSAMPLING * job.model.input_px,
                 )
-            if not self._features.knows(_features_of(control), found[uri]):
-                _ = found[uri].image  # decoded here, beside the model's work, and not when its turn has come
         return found
 
-    def _item(self, task: Any, fetched: dict[str, FetchedImage] | Exception, job: _Job) -> Item:
+    def _item(self, task: Any, job: _Job) -> Item:
         """One task's prediction, or its error."""
         try:
-            if isinstance(fetched, Exception):
-                raise fetched
+            if not job.deadline.remaining():  # it waited behind others; nobody would see the result
+                raise _TaskError("the time was up before the image was fetched: ask again")
+            fetched = self._fetch(task, job)
             regions: list[Region] = []
             scores: list[float] = []
             for uri, image in fetched.items():
@@ -276,20 +283,20 @@ class Predictor:
         self, fetched: FetchedImage, controls: Sequence[ControlPlan], job: _Job
     ) -> Iterator[tuple[list[Region], list[float]]]:
         """Regions and scores of each control that looks at one image."""
+        model, deadline = job.model, job.deadline
+        tagged = [control for control in controls if control.kind == "choices"]
         prompts = _phrases(control for control in controls if control.kind != "choices")
+        both = bool(prompts and tagged) and model.one_view
         grids: dict[str, decoding.Logits] = {}
         ranked: dict[str, dict[str, float]] = {}
-        with self._store.computing(job.deadline.remaining()):
-            if prompts:
-                features = self._features.get("masks", job.model, fetched)
-                logits = job.model.decode(features, job.model.encode_text(prompts)).logits.numpy()
-                grids = dict(zip(prompts, logits, strict=True))
-            for control in controls:
-                if control.kind == "choices":
-                    features = self._features.get("tags", job.model, fetched)
-                    tags = job.model.rank_features(features, _phrases([control]))
-                    ranked[control.from_name] = {tag.tag: tag.probability for tag in tags}
-        # Outside of the lock: another request may use the model while masks are drawn here.
+        if prompts:
+            kind: Kind = "both" if both else "masks"
+            features = self._inference.features(kind, model, fetched, deadline.remaining())
+            grids = self._inference.grids(model, features, prompts, deadline.remaining())
+        for control in tagged:
+            features = self._inference.features("both" if both else "tags", model, fetched, deadline.remaining())
+            tags = self._inference.ranking(model, features, _phrases([control]), deadline.remaining())
+            ranked[control.from_name] = {tag.tag: tag.probability for tag in tags}
         for control in controls:
             if control.kind == "choices":
                 yield _choices(control, ranked[control.from_name])
@@ -336,10 +343,6 @@ def _masks(
             rectangle_region(part.box_xyxy_px, size_hw, control, label.label, round(part.score, 4)) for part in best
         ]
     return regions, scores
-
-
-def _features_of(control: ControlPlan) -> Kind:
-    return "tags" if control.kind == "choices" else "masks"
 
 
 def _choices(control: ControlPlan, probabilities: Mapping[str, float]) -> tuple[list[Region], list[float]]:

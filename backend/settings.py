@@ -194,7 +194,7 @@ class Settings(BaseSettings):
         ge=1,
         le=64,
         validation_alias=AliasChoices("VLM_IMAGE_FETCH_THREADS"),
-        description="Images fetched at the same time.",
+        description="Tasks worked on at the same time: most of that is waiting for their images.",
     )
 
     feature_cache_bytes: int = Field(
@@ -202,6 +202,12 @@ class Settings(BaseSettings):
         ge=0,
         validation_alias=AliasChoices("VLM_FEATURE_CACHE_BYTES"),
         description="Memory for what the model saw in recent images (2 to 5 MB each). 0: none.",
+    )
+    feature_disk_bytes: int = Field(
+        4096 * _MIB,
+        ge=0,
+        validation_alias=AliasChoices("VLM_FEATURE_DISK_BYTES"),
+        description="Room on disk for more of the same, which outlives a restart. 0: none.",
     )
 
     # Predicting and learning ------------------------------------------------------------------------------

@@ -163,7 +163,6 @@ def train_version(
     report("comparing", 0.95, None)
     scores += compare(project, held_out, state)
     verdict = judge(scores, seed=config.seed)
-    features.trim()
 
     draft = draft_manifest(project, training, held_out, verdict, choice, by_folds=not enough)
     report("publishing", 0.98, None)

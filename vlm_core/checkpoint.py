@@ -53,7 +53,7 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
         checkpoint: `demo`; a directory in our own layout, in the layout of `CIDAS/clipseg-rd64-refined`
             (masks and tags) or of `openai/clip-vit-base-patch16` (tags only); or a hub id of such a directory.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
-        dtype: `auto` (float32 on a CPU, bfloat16 on a GPU that computes in it), `float32`, `bfloat16`, `float16`.
+        dtype: `auto` (bfloat16 where the hardware computes in it, else float32), `float32`, `bfloat16`, `float16`.
 
     Raises:
         CheckpointNotFoundError: nothing there, or the hub cannot be reached.
@@ -90,11 +90,20 @@ def resolve_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The torch dtype for a setting. Raises InputError for an unknown one."""
     known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     if dtype == "auto":
-        native = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-        return torch.bfloat16 if native else torch.float32
+        return torch.bfloat16 if _computes_bfloat16(device) else torch.float32
     if dtype not in known:
         raise InputError(f"dtype {dtype!r} is unknown: use auto, {', '.join(known)}")
     return known[dtype]
+
+
+def _computes_bfloat16(device: torch.device) -> bool:
+    """Whether bfloat16 is native there: emulated, it is several times slower than float32."""
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if device.type == "cpu":
+        capabilities = torch.cpu.get_capabilities()
+        return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+    return False
 
 
 def model_name(checkpoint: str | os.PathLike[str]) -> str:

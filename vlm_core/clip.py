@@ -50,7 +50,10 @@ class CLIP(nn.Module):
 
     def image_embeds(self, pixel_values: Tensor) -> Tensor:
         """(B, 3, H, W) -> (B, E), L2-normalised."""
-        pooled = self.image_encoder(pixel_values).pooled
+        return self.embeds_of(self.image_encoder(pixel_values).pooled)
+
+    def embeds_of(self, pooled: Tensor) -> Tensor:
+        """What the image encoder pooled, (B, D) -> (B, E), L2-normalised."""
         return normalised(self.visual_projection(pooled))
 
     def conditions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

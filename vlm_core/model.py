@@ -22,6 +22,9 @@ _TEXT_CACHE_ENTRIES = 4096
 _TEXT_BATCH = 256
 _DECODE_BATCH = 64
 """Prompts decoded at once: at 352 px each takes some 8 MB on the way, and a labelling config may have a thousand."""
+_ENCODE_BATCH = {"cpu": 4}
+"""Images encoded at once, by kind of device: enough to keep a CPU's cores busy, and no more memory than that takes."""
+_ENCODE_BATCH_ELSEWHERE = 64
 
 
 class Model:
@@ -85,6 +88,21 @@ class Model:
         transforms = [t for t in (self.mask_transform, self.tag_transform) if t is not None]
         return max(max(*t.size_hw, t.shortest_edge) for t in transforms)
 
+    @property
+    def encode_batch(self) -> int:
+        """Images that go through the encoder at once; more are taken one such batch after the other."""
+        return _ENCODE_BATCH.get(self.device.type, _ENCODE_BATCH_ELSEWHERE)
+
+    @property
+    def one_view(self) -> bool:
+        """Whether tags see an image as masks do, so that one pass gives both."""
+        return self.decoder is not None and self.mask_transform == self.tag_transform
+
+    @property
+    def features_id(self) -> str:
+        """Names everything that image features depend on: checkpoint and precision. Letters, digits and a dash."""
+        return f"{self.fingerprint[:16]}-{str(self.dtype).removeprefix('torch.')}"
+
     def segment(self, image: Image.Image, prompts: Sequence[str]) -> MaskLogits:
         """Score every pixel of one image against each prompt.
 
@@ -126,15 +144,21 @@ class Model:
 
     @torch.inference_mode()
     def encode_image(
-        self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
+        self,
+        images: Image.Image | Sequence[Image.Image],
+        *,
+        masks: bool = True,
+        tags: bool = False,
+        shared_pass: bool = False,
     ) -> ImageFeatures:
         """Run the image encoder: the expensive half of every answer.
 
         Args:
-            images: one image or B of them, any sizes.
+            images: one image or B of them, any sizes; memory is bounded however many.
             masks: keep what `decode` needs. Only the blocks up to the deepest tap run for it.
             tags: keep what `rank_features` needs. Tags see the image as CLIP was trained to, in a pass of
-                its own.
+                their own; in the same pass where the checkpoint's two transforms are the same.
+            shared_pass: tags see what masks see, in the same pass: cheaper, and not what CLIP was trained on.
 
         Raises:
             InputError: no image, something that is no image, or neither masks nor tags asked for.
@@ -143,14 +167,28 @@ class Model:
         batch = [images] if isinstance(images, Image.Image) else list(images)
         if not batch or not (masks or tags):
             raise InputError("encode_image needs at least one image, and masks or tags")
+        if masks:
+            self._mask_parts()
+        size = self.encode_batch
+        shared = masks and tags and (shared_pass or self.one_view)
+        return ImageFeatures.join(
+            [
+                self._encode(batch[start : start + size], masks=masks, tags=tags, shared=shared)
+                for start in range(0, len(batch), size)
+            ]
+        )
+
+    def _encode(self, batch: Sequence[Image.Image], *, masks: bool, tags: bool, shared: bool) -> ImageFeatures:
         taps: tuple[Tensor, ...] = ()
         grid_hw = (0, 0)
         embeds: Tensor | None = None
         if masks:
             decoder, transform = self._mask_parts()
-            encoded = self.clip.image_encoder(self._pixels(batch, transform), decoder.config.taps, pooled=False)
+            encoded = self.clip.image_encoder(self._pixels(batch, transform), decoder.config.taps, pooled=shared)
             taps, grid_hw = encoded.taps, encoded.grid_hw
-        if tags:
+            if encoded.pooled is not None:
+                embeds = self.clip.embeds_of(encoded.pooled)
+        if tags and embeds is None:
             embeds = self.clip.image_embeds(self._pixels(batch, self.tag_transform))
         return ImageFeatures(taps, grid_hw, embeds)
 
@@ -178,7 +216,6 @@ class Model:
         """Text embeddings for tags: (N, E) on the model's device, projected and L2-normalised."""
         return normalised(self.encode_text(tags))
 
-    @torch.inference_mode()
     def decode(self, features: ImageFeatures, conditions: Tensor, prompts: Sequence[str] | None = None) -> MaskLogits:
         """Decode masks from features: the cheap half.
 
@@ -193,24 +230,49 @@ class Model:
         Raises:
             InputError: features of several images, or without taps, no condition, or conditions of another width.
         """
+        if len(features) != 1:
+            raise InputError(f"decode takes the features of one image, got those of {len(features)}: use decode_batch")
+        (logits,) = self.decode_batch(features, [conditions])
+        return logits if prompts is None else MaskLogits(logits.logits, tuple(prompts))
+
+    @torch.inference_mode()
+    def decode_batch(self, features: ImageFeatures, conditions: Sequence[Tensor]) -> list[MaskLogits]:
+        """`decode` for B images, each with conditions of its own.
+
+        Images with as many conditions as each other are decoded together. On a GPU numbers are rounded up to powers
+        of two, so that more are alike; what that adds is computed and thrown away.
+
+        Args:
+            features: of B images, encoded with `masks=True`.
+            conditions: for each image (P, E), each with a P of its own, as for `decode`.
+
+        Raises:
+            InputError: as for `decode`, or another number of conditions than of images.
+        """
         decoder, _ = self._mask_parts()
-        if len(features) != 1 or not features.taps:
-            raise InputError(
-                f"decode takes the mask features of one image, got {len(features)} images, {len(features.taps)} taps"
-            )
-        if conditions.ndim != 2 or not len(conditions) or conditions.shape[1] != decoder.config.condition_dim:
-            raise InputError(
-                f"conditions need shape (P, {decoder.config.condition_dim}) with P >= 1, got {tuple(conditions.shape)}"
-            )
+        if not features.taps:
+            raise InputError("these features are without taps: encode the image with masks=True")
+        if len(conditions) != len(features):
+            raise InputError(f"{len(features)} images need conditions for each, got {len(conditions)}")
+        for some in conditions:
+            if some.ndim != 2 or not len(some) or some.shape[1] != decoder.config.condition_dim:
+                raise InputError(
+                    f"conditions need shape (P, {decoder.config.condition_dim}) with P >= 1, got {tuple(some.shape)}"
+                )
         taps = [t.to(self.device, self.dtype) for t in features.taps]
-        logits = torch.cat(
-            [
-                decoder(taps, some.to(self.device, self.dtype)[None], features.grid_hw)[0].float().cpu()
-                for some in torch.split(conditions, _DECODE_BATCH)
-            ]
-        )
-        names = tuple(prompts) if prompts is not None else ("",) * conditions.shape[0]
-        return MaskLogits(logits, names)
+        rows: list[list[Tensor]] = [[] for _ in conditions]
+        for group in _groups([len(some) for some in conditions], padded=self.device.type != "cpu"):
+            stacked = torch.stack([_pad(conditions[i][first:last], width) for i, first, last, width in group])
+            indices = [i for i, *_ in group]
+            # Slices where there is nothing to select: indexing copies, and taps are large.
+            own = [t[indices[0] : indices[0] + 1] if len(indices) == 1 else t[indices] for t in taps]
+            logits = decoder(own, stacked.to(self.device, self.dtype), features.grid_hw).float().cpu()
+            for (index, first, last, _), some in zip(group, logits, strict=True):
+                rows[index].append(some[: last - first])
+        return [
+            MaskLogits(some[0] if len(some) == 1 else torch.cat(some), ("",) * len(wanted))
+            for some, wanted in zip(rows, conditions, strict=True)
+        ]
 
     @torch.inference_mode()
     def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
@@ -254,6 +316,31 @@ class Model:
 
     def _pixels(self, images: Sequence[Image.Image], transform: ImageTransform) -> Tensor:
         return torch.stack([transform(image) for image in images]).to(self.device, self.dtype)
+
+
+_Piece = tuple[int, int, int, int]
+"""Index of an image, its first condition and the one after its last, and the number that they are padded to."""
+
+
+def _groups(counts: Sequence[int], *, padded: bool) -> list[list[_Piece]]:
+    """Pieces of equal width that are decoded together, at most `_DECODE_BATCH` conditions in a group."""
+    by_width: dict[int, list[_Piece]] = {}
+    for index, count in enumerate(counts):
+        for first in range(0, count, _DECODE_BATCH):
+            last = min(count, first + _DECODE_BATCH)
+            width = 1 << (last - first - 1).bit_length() if padded else last - first
+            by_width.setdefault(width, []).append((index, first, last, width))
+    groups = []
+    for width, pieces in by_width.items():
+        most = max(1, _DECODE_BATCH // width)
+        groups += [pieces[start : start + most] for start in range(0, len(pieces), most)]
+    return groups
+
+
+def _pad(conditions: Tensor, length: int) -> Tensor:
+    """Repeat the last condition up to a length; (P, E) -> (length, E)."""
+    missing = length - len(conditions)
+    return torch.cat([conditions, conditions[-1:].expand(missing, -1)]) if missing else conditions
 
 
 def _check_fit(clip: CLIP, decoder: CLIPSegDecoder) -> None:

@@ -33,11 +33,37 @@ class ImageFeatures:
         if len(sizes) != 1:
             raise InputError(f"features of one batch need one batch size, got {sorted(sizes) or 'nothing'}")
 
+    @classmethod
+    def join(cls, parts: Sequence[ImageFeatures]) -> ImageFeatures:
+        """The images of several batches in one. Raises InputError where they do not hold the same things."""
+        if len(parts) == 1:
+            return parts[0]
+        kinds = {(len(part.taps), part.grid_hw, part.image_embeds is None) for part in parts}
+        if len(kinds) != 1:
+            raise InputError(f"features of {len(parts)} batches hold different things and cannot be joined")
+        embeds = [part.image_embeds for part in parts if part.image_embeds is not None]
+        return cls(
+            tuple(torch.cat(taps) for taps in zip(*(part.taps for part in parts), strict=True)),
+            parts[0].grid_hw,
+            torch.cat(embeds) if embeds else None,
+        )
+
     def __len__(self) -> int:
         """The number of images, B."""
         first = self.taps[0] if self.taps else self.image_embeds
         assert first is not None
         return int(first.shape[0])
+
+    def clone(self) -> ImageFeatures:
+        """The same in memory of their own: what `[index]` gives keeps its whole batch alive."""
+        embeds = None if self.image_embeds is None else self.image_embeds.clone()
+        return ImageFeatures(tuple(tap.clone() for tap in self.taps), self.grid_hw, embeds)
+
+    @property
+    def nbytes(self) -> int:
+        """The memory that they take."""
+        embeds = 0 if self.image_embeds is None else self.image_embeds.nbytes
+        return sum(tap.nbytes for tap in self.taps) + embeds
 
     def __getitem__(self, index: int) -> ImageFeatures:
         """The features of one image, still with a batch axis of 1."""

@@ -40,29 +40,41 @@ class ColourModel:
     encoded: list[str] = field(default_factory=list)
     on_encode: Callable[[], None] = lambda: None
 
+    one_view: bool = False
+    encode_batch: int = 4
+
     @property
     def input_px(self) -> int:
         return GRID
 
+    @property
+    def features_id(self) -> str:
+        return self.fingerprint[:16]
+
     def encode_image(
         self, images: Image.Image | Sequence[Image.Image], *, masks: bool = True, tags: bool = False
     ) -> ImageFeatures:
-        assert isinstance(images, Image.Image)
-        self.on_encode()
-        self.encoded.append("masks" if masks else "tags")
-        small = np.asarray(images.resize((GRID, GRID), Image.Resampling.NEAREST), dtype=np.float32)
-        taps = (torch.from_numpy(small.reshape(1, GRID * GRID, 3)),) if masks else ()
-        embeds = torch.from_numpy(small.reshape(-1, 3).mean(0, keepdims=True)) if tags else None
-        return ImageFeatures(taps, (GRID, GRID) if masks else (0, 0), embeds)
+        parts = []
+        for image in [images] if isinstance(images, Image.Image) else images:
+            self.on_encode()
+            self.encoded.append("both" if masks and tags else "masks" if masks else "tags")
+            small = np.asarray(image.resize((GRID, GRID), Image.Resampling.NEAREST), dtype=np.float32)
+            taps = (torch.from_numpy(small.reshape(1, GRID * GRID, 3)),) if masks else ()
+            embeds = torch.from_numpy(small.reshape(-1, 3).mean(0, keepdims=True)) if tags else None
+            parts.append(ImageFeatures(taps, (GRID, GRID) if masks else (0, 0), embeds))
+        return ImageFeatures.join(parts)
 
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([_rgb(prompt) for prompt in prompts], dtype=torch.float32)
 
-    def decode(self, features: ImageFeatures, conditions: torch.Tensor) -> MaskLogits:
+    def decode_batch(self, features: ImageFeatures, conditions: Sequence[torch.Tensor]) -> list[MaskLogits]:
         if not self.can_segment:
             raise CapabilityError("no decoder")
-        distance = torch.cdist(conditions, features.taps[0][0]).reshape(-1, GRID, GRID)
-        return MaskLogits((6 - distance / 10).clamp(min=-6) * self.gain, ("",) * len(conditions))
+        answers = []
+        for pixels, some in zip(features.taps[0], conditions, strict=True):
+            distance = torch.cdist(some, pixels).reshape(-1, GRID, GRID)
+            answers.append(MaskLogits((6 - distance / 10).clamp(min=-6) * self.gain, ("",) * len(some)))
+        return answers
 
     def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
         assert features.image_embeds is not None

@@ -95,6 +95,14 @@ def test_every_kind_of_control_is_answered_from_one_encoding(bench: Bench) -> No
     assert bench.model.encoded == ["masks", "tags"]
 
 
+def test_a_model_that_sees_masks_and_tags_alike_encodes_once_for_both(tmp_path: Path, images: MemoryImages) -> None:
+    bench = Bench(tmp_path, images, ColourModel(one_view=True))
+    both = bench.predict(["squares"], ALL).items[0]["result"]
+    assert bench.model.encoded == ["both"]
+    separate = Bench(tmp_path, images).predict(["squares"], ALL).items[0]["result"]
+    assert [(r["from_name"], r["value"]) for r in both] == [(r["from_name"], r["value"]) for r in separate]
+
+
 def test_the_alias_of_a_choice_is_what_is_answered(tmp_path: Path) -> None:
     bench = Bench(tmp_path, MemoryImages({"night": Image.new("RGB", (20, 20), "black")}))
     (item,) = bench.predict(["night"], ALL).items
@@ -148,11 +156,10 @@ def test_what_is_not_done_in_time_is_an_error_and_the_rest_is_answered(tmp_path:
 
 
 def test_only_a_few_images_are_fetched_ahead(tmp_path: Path) -> None:
-    images = MemoryImages({f"{n}": squares() for n in range(20)})
+    images = MemoryImages({f"{n}": squares((60, 120 + n)) for n in range(20)})
     bench = Bench(tmp_path, images)
     ahead: list[int] = []
     bench.model.on_encode = lambda: ahead.append(len(images.fetched))
-    bench.predictor._features._max_bytes = 0  # every image is encoded
     answer = bench.predict([str(n) for n in range(20)])
     assert answer.failed == 0
     assert ahead[0] <= 3

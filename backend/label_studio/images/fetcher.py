@@ -30,9 +30,10 @@ from urllib.parse import parse_qs, unquote_to_bytes, urlencode, urlsplit
 import httpx
 from PIL import Image
 
+from backend.disk_cache import DiskCache
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images.addresses import Origin, Resolver, resolve_name
-from backend.label_studio.images.cache import DiskCache, cache_key
+from backend.label_studio.images.cache import cache_key
 from backend.label_studio.images.decode import decode_image, displayed_size
 from backend.label_studio.images.download import Downloader
 from backend.label_studio.images.errors import (

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from backend.label_studio.images.cache import DiskCache, cache_key
+from backend.disk_cache import DiskCache
+from backend.label_studio.images.cache import cache_key
 
 
 def key(number: int) -> str:
