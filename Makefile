@@ -60,8 +60,8 @@ test-e2e: venv venv-label-studio ## tests on a real Label Studio, a real Redis a
 soak: venv ## SOAK_MINUTES of predictions against one server: no error, no growing memory
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 
-bench: venv ## where the time goes: encoding, decoding, masks, whole requests
-	$(BIN)/python benchmarks/bench.py
+bench: venv ## the engine against its references, on an idle machine; writes benchmarks/RESULTS.md
+	$(BIN)/python -m benchmarks.bench
 
 pictures: venv venv-label-studio ## the README's pictures, from the demo checkpoint and a real Label Studio
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures

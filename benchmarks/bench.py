@@ -1,93 +1,84 @@
-"""Where the time goes: `make bench`, or `python benchmarks/bench.py --checkpoint DIRECTORY`.
+"""The engine against its references and its reach: `make bench`, or `python -m benchmarks.bench`.
 
-Medians over repeated runs, after one that is not counted. Figures depend on the machine: compare two runs of this
-file on one machine, not this one with another's.
+Prints the table and writes benchmarks/RESULTS.md with a plot. Every figure is a ratio of paired runs where it can be;
+the machine should be idle. `--only PART` (repeatable) measures some parts and keeps nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import os
-import statistics
-import sys
-import time
-from collections.abc import Callable
-from functools import partial
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from benchmarks import cases, gpu, processes, whole_requests
+from benchmarks.checkpoint import make_checkpoint
+from benchmarks.results import Row, machine, table, write
 
-import vlm_core
-from backend.demo.project import label_config
-from backend.label_studio.brush import encode_mask
-from benchmarks.server import PROJECT, predict_body, running_backend, tasks
-from vlm_core.demo.scenes import generate_scene
-
-WORDS = ("circle", "square", "triangle", "cross", "heart", "red", "blue", "green")
-
-
-def median_ms(work: Callable[[], object], repeats: int) -> float:
-    work()
-    times = []
-    for _ in range(repeats):
-        started = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - started)
-    return 1000 * statistics.median(times)
-
-
-def report(what: str, ms: float) -> None:
-    print(f"{what:<52} {ms:10.1f} ms", flush=True)
-
-
-def bench_model(checkpoint: str, repeats: int) -> None:
-    model = vlm_core.load(checkpoint)
-    image = generate_scene(2_000_000, size=(1024, 768)).image
-    features = model.encode_image(image)[0]
-    prompts = [f"{WORDS[index % 8]} {WORDS[index // 8]}" for index in range(32)]
-    report("encode one image, 1024 x 768", median_ms(lambda: model.encode_image(image), repeats))
-    for number in (1, 8, 32):
-        asked = prompts[:number]
-        conditions = model.encode_text(asked)
-        report(f"decode {number} prompts", median_ms(partial(model.decode, features, conditions), repeats))
-        report(f"segment, {number} prompts, full size", median_ms(partial(model.segment, image, asked), repeats))
-    if model.can_rank:
-        report("rank 8 descriptions", median_ms(lambda: model.rank(image, prompts[:8]), repeats))
-
-
-def bench_masks(repeats: int) -> None:
-    y, x = np.mgrid[0:3000, 0:4000]
-    mask = (x - 2000) ** 2 + (y - 1500) ** 2 < 1000**2
-    report("run-length code of one mask, 4000 x 3000", median_ms(lambda: encode_mask(mask), repeats))
-
-
-def bench_server(checkpoint: str, repeats: int) -> None:
-    with running_backend(checkpoint) as (client, _):
-        setup = {"project": PROJECT, "schema": label_config(), "hostname": "", "access_token": "", "extra_params": None}
-        report("GET /health", median_ms(lambda: client.get("/health"), repeats))
-        report("POST /setup", median_ms(lambda: client.post("/setup", json=setup), repeats))
-        seeds = iter(range(2_000_000, 2_900_000, 32))
-        for number in (1, 16):
-
-            def ask(number: int = number) -> None:
-                # New pictures each time: a seen one comes from a cache.
-                answer = client.post("/predict", json=predict_body(tasks(next(seeds), number))).json()
-                assert all("result" in item for item in answer["results"]), answer["results"]
-
-            report(f"POST /predict, {number} new pictures (drawing included)", median_ms(ask, repeats))
+HERE = Path(__file__).parent
+PARTS: dict[str, Callable[[Path, Path, int], Iterator[Row]]] = {
+    "model": cases.model_only,
+    "views": cases.masks_and_tags,
+    "brush": cases.brush_codec,
+    "questions": whole_requests.second_question,
+    "requests": whole_requests.large_photograph,
+    "memory": processes.peak_memory,
+    "start": processes.start_up,
+    "gpu": gpu.throughput,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--checkpoint", default="demo")
-    parser.add_argument("--repeats", type=int, default=10)
+    parser.add_argument("--only", action="append", choices=list(PARTS), help="measure this part only; may be repeated")
+    parser.add_argument("--repeats", type=int, default=5, help="paired runs of each case (default 5)")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=HERE / "checkpoint", help="where the random checkpoint is kept, 500 MB"
+    )
     arguments = parser.parse_args()
-    print(f"checkpoint {arguments.checkpoint}, {os.cpu_count()} cores, Python {sys.version.split()[0]}")
-    bench_model(arguments.checkpoint, arguments.repeats)
-    bench_masks(arguments.repeats)
-    bench_server(arguments.checkpoint, arguments.repeats)
+    logging.disable(logging.WARNING)
+    _be_quiet()
+    facts = machine()
+    print(facts, flush=True)
+    checkpoint = make_checkpoint(arguments.checkpoint)
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder:
+        for name in arguments.only or PARTS:
+            for row in PARTS[name](checkpoint, Path(folder), arguments.repeats):
+                print(f"  {row.case}: {row.figure_name} {row.figure}  {row.reach}  {row.verdict}", flush=True)
+                rows.append(row)
+    print("\n" + table(rows))
+    if not arguments.only:
+        write(rows, facts, _notes(rows), HERE / "RESULTS.md")
+        print(f"\nwritten: {HERE / 'RESULTS.md'}")
+
+
+def _notes(rows: Sequence[Row]) -> list[str]:
+    import torch
+
+    from vlm_core.checkpoint import resolve_dtype
+
+    notes = []
+    if not torch.cuda.is_available():
+        notes.append("This machine has no GPU: its rows are missing.")
+    if resolve_dtype("auto", torch.device("cpu")) != torch.bfloat16:
+        notes.append(
+            "This CPU does not compute in bfloat16: it is emulated, several times slower than float32, and "
+            '`dtype="auto"` takes float32. The rows in bf16 compare like with like all the same; transformers was run '
+            "once in them."
+        )
+    return notes
+
+
+def _be_quiet() -> None:
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 if __name__ == "__main__":
