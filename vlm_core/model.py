@@ -20,11 +20,10 @@ from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
 
 _TEXT_CACHE_ENTRIES = 4096
 _TEXT_BATCH = 256
-_DECODE_BATCH = 64
-"""Prompts decoded at once: at 352 px each takes some 8 MB on the way, and a labelling config may have a thousand."""
-_ENCODE_BATCH = {"cpu": 4}
-"""Images encoded at once, by kind of device: enough to keep a CPU's cores busy, and no more memory than that takes."""
-_ENCODE_BATCH_ELSEWHERE = 64
+_BATCHES = {"cpu": (4, 8)}
+"""Images encoded and prompts decoded at once, by kind of device: enough to keep a CPU's cores busy, and no more memory
+than that takes. At 352 px a prompt takes some 8 MB on the way, and a labelling config may have a thousand."""
+_BATCHES_ELSEWHERE = (64, 64)
 
 
 class Model:
@@ -91,7 +90,7 @@ class Model:
     @property
     def encode_batch(self) -> int:
         """Images that go through the encoder at once; more are taken one such batch after the other."""
-        return _ENCODE_BATCH.get(self.device.type, _ENCODE_BATCH_ELSEWHERE)
+        return _BATCHES.get(self.device.type, _BATCHES_ELSEWHERE)[0]
 
     @property
     def one_view(self) -> bool:
@@ -171,12 +170,14 @@ class Model:
             self._mask_parts()
         size = self.encode_batch
         shared = masks and tags and (shared_pass or self.one_view)
-        return ImageFeatures.join(
-            [
-                self._encode(batch[start : start + size], masks=masks, tags=tags, shared=shared)
-                for start in range(0, len(batch), size)
-            ]
-        )
+        first = self._encode(batch[:size], masks=masks, tags=tags, shared=shared)
+        if len(batch) <= size:
+            return first
+        whole = first.room_for(len(batch))
+        whole.place(first, 0)
+        for start in range(size, len(batch), size):
+            whole.place(self._encode(batch[start : start + size], masks=masks, tags=tags, shared=shared), start)
+        return whole
 
     def _encode(self, batch: Sequence[Image.Image], *, masks: bool, tags: bool, shared: bool) -> ImageFeatures:
         taps: tuple[Tensor, ...] = ()
@@ -261,7 +262,8 @@ class Model:
                 )
         taps = [t.to(self.device, self.dtype) for t in features.taps]
         rows: list[list[Tensor]] = [[] for _ in conditions]
-        for group in _groups([len(some) for some in conditions], padded=self.device.type != "cpu"):
+        _, most = _BATCHES.get(self.device.type, _BATCHES_ELSEWHERE)
+        for group in _groups([len(some) for some in conditions], most, padded=self.device.type != "cpu"):
             stacked = torch.stack([_pad(conditions[i][first:last], width) for i, first, last, width in group])
             indices = [i for i, *_ in group]
             # Slices where there is nothing to select: indexing copies, and taps are large.
@@ -322,18 +324,18 @@ _Piece = tuple[int, int, int, int]
 """Index of an image, its first condition and the one after its last, and the number that they are padded to."""
 
 
-def _groups(counts: Sequence[int], *, padded: bool) -> list[list[_Piece]]:
-    """Pieces of equal width that are decoded together, at most `_DECODE_BATCH` conditions in a group."""
+def _groups(counts: Sequence[int], most: int, *, padded: bool) -> list[list[_Piece]]:
+    """Pieces of equal width that are decoded together, at most `most` conditions in a group."""
     by_width: dict[int, list[_Piece]] = {}
     for index, count in enumerate(counts):
-        for first in range(0, count, _DECODE_BATCH):
-            last = min(count, first + _DECODE_BATCH)
+        for first in range(0, count, most):
+            last = min(count, first + most)
             width = 1 << (last - first - 1).bit_length() if padded else last - first
             by_width.setdefault(width, []).append((index, first, last, width))
     groups = []
     for width, pieces in by_width.items():
-        most = max(1, _DECODE_BATCH // width)
-        groups += [pieces[start : start + most] for start in range(0, len(pieces), most)]
+        size = max(1, most // width)
+        groups += [pieces[start : start + size] for start in range(0, len(pieces), size)]
     return groups
 
 

@@ -54,6 +54,24 @@ class ImageFeatures:
         assert first is not None
         return int(first.shape[0])
 
+    def room_for(self, images: int) -> ImageFeatures:
+        """Features of so many images of the same kind, not yet written: for `place`."""
+        embeds = self.image_embeds
+        return ImageFeatures(
+            tuple(tap.new_empty((images, *tap.shape[1:])) for tap in self.taps),
+            self.grid_hw,
+            None if embeds is None else embeds.new_empty((images, *embeds.shape[1:])),
+        )
+
+    def place(self, part: ImageFeatures, start: int) -> None:
+        """Write the images of another batch into this one, from image `start` on."""
+        rows = slice(start, start + len(part))
+        for own, other in zip(self.taps, part.taps, strict=True):
+            own[rows] = other
+        if self.image_embeds is not None:
+            assert part.image_embeds is not None
+            self.image_embeds[rows] = part.image_embeds
+
     def clone(self) -> ImageFeatures:
         """The same in memory of their own: what `[index]` gives keeps its whole batch alive."""
         embeds = None if self.image_embeds is None else self.image_embeds.clone()
