@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backend.convert_commands import convert_app
 from backend.train_commands import evaluate_command, train_app
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app = typer.Typer(
 
 models_app = typer.Typer(no_args_is_help=True, help="Checkpoints from the hub.")
 app.add_typer(train_app, name="train")
+app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
 app.command("evaluate")(evaluate_command)
 

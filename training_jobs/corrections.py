@@ -2,14 +2,11 @@
 
 Label Studio owns the labels, so everything is read from its API each time. What counts:
 
-- Skipped annotations (`was_cancelled`) and drafts do not count.
-- Of one annotator the latest annotation counts. If one is marked as ground truth, only such ones count.
-- Several annotators vote per pixel: a pixel belongs to a label if at least half of them marked it.
+- Of several annotations what `backend.label_studio.truth` says.
 - A finished image says something about every label that its annotator could choose: a label without a region is
   **not there**. Of labels that came later it says nothing (`training_jobs.label_history`).
 - So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
   something visible is absent.
-- Where a label has strokes or outlines, its boxes in the same image are ignored: they are the rougher truth.
 - The same picture in several tasks counts once, with the annotation that was changed last.
 
 Everything that is left out is counted.
@@ -31,15 +28,11 @@ from PIL import Image
 from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.results import masks_from_results
+from backend.label_studio.truth import AREAS, BOXES, NOTHING_DRAWN, Vote, agreed, annotations_that_count, changed_at
 from training_jobs.label_history import LabelHistory
 
 BoolMask = NDArray[np.bool_]
 Json = dict[str, Any]
-
-_BOXES = frozenset({"rectanglelabels", "rectangle", "ellipselabels", "ellipse"})
-_AREAS = _BOXES | {"brushlabels", "brush", "bitmasklabels", "bitmask", "polygonlabels", "polygon"}
-_NOTHING_DRAWN = "it covers no pixel"
-"""What the reader says of a region that was erased to nothing: no loss."""
 
 
 class TaskSource(Protocol):
@@ -215,33 +208,9 @@ def _one_per_image(plan: PredictionPlan) -> list[ControlPlan]:
 
 
 def _counting(task: Json, corrections: Corrections) -> list[Json]:
-    """The annotations of a task that count: of each annotator the latest; ground truth, where there is one."""
-    latest: dict[object, Json] = {}
-    counts = corrections.counts
-    for annotation in sorted(task.get("annotations") or [], key=_changed_at):
-        counts["annotations"] += 1
-        corrections.newest = max(corrections.newest, _changed_at(annotation))
-        if annotation.get("was_cancelled"):
-            counts["skipped"] += 1
-            continue
-        if not isinstance(annotation.get("result"), list):
-            counts["unreadable"] += 1
-            continue
-        author = annotation.get("completed_by")
-        author = author.get("id") if isinstance(author, Mapping) else author
-        if author in latest:
-            counts["superseded"] += 1
-        latest[author] = annotation
-    found = list(latest.values())
-    truth = [annotation for annotation in found if annotation.get("ground_truth")]
-    if truth:
-        counts["superseded"] += len(found) - len(truth)
-        found = truth
-    return found
-
-
-def _changed_at(annotation: Json) -> str:
-    return str(annotation.get("updated_at") or annotation.get("created_at") or "")
+    """The annotations of a task that count; notes when the newest of all was changed."""
+    corrections.newest = max([corrections.newest, *(changed_at(item) for item in task.get("annotations") or [])])
+    return annotations_that_count(task, corrections.counts)
 
 
 @dataclass(frozen=True)
@@ -272,18 +241,18 @@ class _Reader:
                 self.corrections.failures.append((task_id, str(error)))
             return None
         labels = train_labels(self.plan, control.to_name)
-        votes: list[_Vote] = []
+        votes: list[Vote] = []
         ids: list[int] = []
         for annotation in annotations:
             masks = _read_masks(annotation["result"], self.plan, control.to_name, fetched.size_hw)
             if masks is None:
                 counts["unreadable"] += 1
                 continue
-            changed_at = _changed_at(annotation)
-            about = {item.name for item in labels if self.history.could_choose(item.name, changed_at)} | set(masks)
-            votes.append(_Vote(masks, frozenset(about)))
+            changed = changed_at(annotation)
+            about = {item.name for item in labels if self.history.could_choose(item.name, changed)} | set(masks)
+            votes.append(Vote(masks, frozenset(about)))
             ids.append(int(annotation["id"]))
-            self.corrections.stamps[str(annotation["id"])] = changed_at
+            self.corrections.stamps[str(annotation["id"])] = changed
         about = {name for vote in votes for name in vote.about}
         if not about:
             if votes:
@@ -299,10 +268,10 @@ class _Reader:
             sha256=fetched.sha256,
             size_hw=fetched.size_hw,
             labels=tuple(item for item in labels if item.name in about),
-            masks=_agreed(votes),
+            masks={name: PackedMask.of(mask) for name, mask in agreed(votes)},
             open=reopen,
         )
-        return max(_changed_at(annotation) for annotation in annotations), image
+        return max(changed_at(annotation) for annotation in annotations), image
 
 
 def _read_masks(
@@ -310,12 +279,12 @@ def _read_masks(
 ) -> dict[str, BoolMask] | None:
     """The masks of one annotation; None where a region of a known label cannot be read."""
     known = [region for region in result if _is_known_area(region, plan, to_name)]
-    boxes = [region for region in known if str(region.get("type")) in _BOXES]
-    finer = [region for region in known if str(region.get("type")) not in _BOXES]
+    boxes = [region for region in known if str(region.get("type")) in BOXES]
+    finer = [region for region in known if str(region.get("type")) not in BOXES]
     masks: dict[str, BoolMask] = {}
     for regions in (finer, boxes):
         read = masks_from_results(regions, plan, to_name=to_name, size_hw=size_hw)
-        if any(region.reason != _NOTHING_DRAWN for region in read.unread):
+        if any(region.reason != NOTHING_DRAWN for region in read.unread):
             return None
         masks = {**read.masks, **masks}
     return masks
@@ -326,28 +295,9 @@ def _is_known_area(region: object, plan: PredictionPlan, to_name: str) -> bool:
     if not isinstance(region, Mapping) or region.get("to_name") != to_name:
         return False
     kind, value = str(region.get("type")), region.get("value")
-    if kind not in _AREAS or not isinstance(value, Mapping):
+    if kind not in AREAS or not isinstance(value, Mapping):
         return False
     given = value.get(kind) or value.get("labels")
     names = given if isinstance(given, list) else []
     controls = [item for item in plan.controls if item.to_name == to_name and item.kind != "choices"]
     return any(control.label_named(str(name)) is not None for name in names for control in controls)
-
-
-@dataclass(frozen=True)
-class _Vote:
-    """What one annotation says of an image: the masks it drew, and the labels that it speaks about."""
-
-    masks: Mapping[str, BoolMask]
-    about: frozenset[str]
-
-
-def _agreed(votes: Sequence[_Vote]) -> dict[str, PackedMask]:
-    """Per label the pixels that at least half of those marked who could; labels without any are left out."""
-    agreed = {}
-    for label in dict.fromkeys(label for vote in votes for label in vote.masks):
-        count = np.sum([vote.masks[label] for vote in votes if label in vote.masks], axis=0, dtype=np.int32)
-        mask: BoolMask = np.greater_equal(2 * count, sum(label in vote.about for vote in votes))
-        if mask.any():
-            agreed[label] = PackedMask.of(mask)
-    return agreed

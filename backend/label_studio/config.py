@@ -54,6 +54,11 @@ _KINDS: dict[str, ControlKind] = {
     "rectanglelabels": "rectanglelabels",
     "choices": "choices",
 }
+_READ_AS_BRUSH: dict[str, ControlKind] = {
+    "bitmasklabels": "brushlabels",
+    "polygonlabels": "brushlabels",
+    "ellipselabels": "brushlabels",
+}
 _LABEL_TAGS = {"brushlabels": "label", "rectanglelabels": "label", "choices": "choice"}
 _NOT_CONTROLS = {"filter"}
 _CONTROL_ATTRIBUTES = ("model_score_threshold", "model_min_area", "model_top_k", "model_skip")
@@ -63,13 +68,17 @@ _SHAPES = {"brush", "bitmask", "bitmasklabels", "polygon", "polygonlabels", "mag
 _BOXES = {"rectangle", "ellipse", "ellipselabels", "keypoint", "keypointlabels"}
 
 
-def parse_label_config(xml: str, extra_params: Mapping[str, Any] | str | None = None) -> PredictionPlan:
+def parse_label_config(
+    xml: str, extra_params: Mapping[str, Any] | str | None = None, *, any_shape: bool = False
+) -> PredictionPlan:
     """Read a labelling config.
 
     Args:
         xml: the config, as in a project's `label_config` and in `/setup`'s `schema`.
         extra_params: the connection's extra parameters: an object, its JSON, or None. The four control
             attributes are read as defaults for all controls; other keys are not ours.
+        any_shape: take polygons, ellipses and bitmasks for `BrushLabels`. Nothing of the kind is predicted, but what
+            was drawn with them can be read.
 
     Returns:
         What to predict, and what is left alone and why.
@@ -83,7 +92,7 @@ def parse_label_config(xml: str, extra_params: Mapping[str, Any] | str | None = 
     root = read_tags(xml)
     named = _named_tags(root)
     defaults = _read_extra_params(extra_params)
-    reader = _ConfigReader(named, defaults)
+    reader = _ConfigReader(named, defaults, any_shape)
     for tag in root.walk():
         reader.visit(tag)
     return PredictionPlan(tuple(reader.controls), tuple(reader.ignored))
@@ -136,14 +145,15 @@ def _read_extra_params(extra_params: Mapping[str, Any] | str | None) -> dict[str
 class _ConfigReader:
     """Goes through the tags and collects controls and the reasons for what is left out."""
 
-    def __init__(self, named: Mapping[str, Tag], defaults: Mapping[str, str]) -> None:
+    def __init__(self, named: Mapping[str, Tag], defaults: Mapping[str, str], any_shape: bool) -> None:
         self.controls: list[ControlPlan] = []
         self.ignored: list[IgnoredControl] = []
         self._named = named
         self._defaults = defaults
+        self._kinds: Mapping[str, ControlKind] = {**_KINDS, **_READ_AS_BRUSH} if any_shape else _KINDS
 
     def visit(self, tag: Tag) -> None:
-        kind = _KINDS.get(tag.kind)
+        kind = self._kinds.get(tag.kind)
         if kind is not None:
             self._supported(tag, kind)
         elif tag.get("name") and tag.get("toName") is not None and tag.kind not in _NOT_CONTROLS:
