@@ -120,6 +120,20 @@ def test_choice_modes(mode: str, multiple: bool) -> None:
     assert plan.controls[0].multiple is multiple
 
 
+def test_any_shape_reads_the_labels_of_shapes_that_are_not_predicted() -> None:
+    shapes = ("PolygonLabels", "EllipseLabels", "BitmaskLabels", "KeyPointLabels")
+    config = view(*(f'<{tag} name="{tag}" toName="image"><Label value="a" prompt="b"/></{tag}>' for tag in shapes))
+    assert parse_label_config(config).controls == ()
+    plan = parse_label_config(config, any_shape=True)
+    assert [(control.kind, control.from_name) for control in plan.controls] == [
+        ("brushlabels", "PolygonLabels"),
+        ("brushlabels", "EllipseLabels"),
+        ("brushlabels", "BitmaskLabels"),
+    ]
+    assert {control.labels for control in plan.controls} == {(LabelPrompt("a", ("b",), "a"),)}
+    assert [item.name for item in plan.ignored] == ["KeyPointLabels"]  # points have no area
+
+
 def test_several_images_and_controls() -> None:
     plan = parse_label_config(
         """<View><Image name="before" value="$first"/><Image name="after" value="$second.url"/>

@@ -134,7 +134,7 @@ def test_each_kind_of_region_has_its_pixels(
 def test_an_ellipse_has_its_pixels(folder: Path, convert: Convert) -> None:
     value = {"x": 50, "y": 50, "radiusX": 10, "radiusY": 10, "rotation": 0}  # 2 px and 1 px about (10, 5)
     convert(task("a.png", annotation(region("ellipselabels", "car", value))))
-    assert (masks(folder)["car"] == filled(9, 4, 11, 6)).all() or (masks(folder)["car"] == filled(8, 4, 12, 6)).all()
+    assert (masks(folder)["car"] == filled(8, 4, 12, 6)).all()
 
 
 def test_the_config_gives_phrases_aliases_and_what_is_absent(folder: Path, convert: Convert) -> None:
@@ -222,7 +222,7 @@ def test_choices_become_pairs_without_a_config_too(folder: Path, convert: Conver
         task("a.png", annotation(choice("street", "field"))), task("b.png", annotation(choice("night", name="time")))
     )
     pairs = JsonlPairs(folder / "out/pairs.jsonl")
-    assert [texts for texts in pairs.texts.values()] == [["street", "field"], ["night"]]
+    assert list(pairs.texts.values()) == [["street", "field"], ["night"]]
     assert not (folder / "out/phrases.jsonl").exists()
 
 
@@ -333,46 +333,35 @@ def test_parts_are_by_image(folder: Path, convert: Convert) -> None:
 
 @pytest.mark.realdata
 @pytest.mark.parametrize(
-    ("name", "uris", "lines", "left_out"),
+    ("name", "images", "lines", "left_out"),
     [
-        ("polygons.json", {"/image2": (640, 426)}, {"Airplane": 1}, {}),
-        ("rotated_boxes.json", {"/image1": (597, 768), "/image2": (433, 768), "/image3": (716, 768)}, None, {}),
+        ("polygons.json", 1, {"Airplane": 1}, {}),
+        ("rotated_boxes.json", 3, {"Butterfly": 2, "butterfly": 1}, {}),
+        ("choices.json", 2, {"Car": 2}, {}),
         (
             "polygon_rectangle_keypoint.json",
-            {"test_image1.jpg": (500, 320)},
+            1,
             {"rectangle_label": 1, "polygon_label": 1},
             {"a region: a region of type 'keypointlabels' has no area": 2},
         ),
     ],
 )
 def test_exports_of_label_studio_itself(
-    tmp_path: Path,
-    name: str,
-    uris: dict[str, tuple[int, int]],
-    lines: dict[str, int] | None,
-    left_out: dict[str, int],
+    tmp_path: Path, name: str, images: int, lines: dict[str, int], left_out: dict[str, int]
 ) -> None:
     data = os.environ.get("VLM_REALDATA")
     if not data:
         pytest.skip("VLM_REALDATA is not set")
     export = Path(data) / "label_studio_exports" / name
-    sizes = {
-        (item["data"]["image"], (region["original_width"], region["original_height"]))
-        for item in json.loads(export.read_text())
-        for annotated in item["annotations"]
-        for region in annotated["result"]
-    }
-    assert {uri for uri, _ in sizes} == set(uris)
-    for uri, size in sizes:
-        path = tmp_path / "images" / uri.lstrip("/")
+    for item in json.loads(export.read_text()):
+        first = item["annotations"][0]["result"][0]
+        path = tmp_path / "images" / item["data"]["image"].rsplit("/", 1)[-1]
         path.parent.mkdir(exist_ok=True)
-        Image.new("RGB", size).save(path, "PNG")
+        Image.new("RGB", (first["original_width"], first["original_height"])).save(path, "PNG")
     with DatasetWriter(tmp_path / "out") as writer:
         convert_label_studio(export, tmp_path / "images", writer)
     assert reasons(writer) == left_out
-    if lines is not None:
-        assert writer.summary.phrases == lines
-    assert writer.summary.files["phrases.jsonl"]["images"] == len(uris)
-    assert all(
-        sample.masks.any(axis=(1, 2)).all() for sample in JsonlPhrases(tmp_path / "out/phrases.jsonl").every_sample()
-    )
+    assert writer.summary.phrases == lines
+    assert writer.summary.files["phrases.jsonl"]["images"] == images
+    samples = list(JsonlPhrases(tmp_path / "out/phrases.jsonl").every_sample())
+    assert all(sample.masks.any(axis=(1, 2)).all() for sample in samples)
