@@ -189,9 +189,9 @@ def _find_images(export: Path, folder: Path, plan: PredictionPlan, writer: Datas
                 writer.summary.leave_out("the image is in another task too, whose annotation is newer", uri)
             if before is None or changed >= before.changed:
                 found[name] = _Found(name, uri, control.to_name, changed, start, end)
-    for key, reason in _COUNTED.items():
+    for key, why in _COUNTED.items():
         for _ in range(counts[key]):
-            writer.summary.leave_out(reason, "")
+            writer.summary.leave_out(why, "")
     for name in [name for name, paths in addresses.items() if len(paths) > 1]:
         writer.summary.leave_out("different addresses lead to one file: give a folder that tells them apart", name)
         del found[name]

@@ -42,8 +42,9 @@ class CocoImage:
     def of(cls, entry: dict[str, Any]) -> CocoImage:
         """Read an entry."""
         height, width = entry.get("height"), entry.get("width")
-        stated = type(height) is int and type(width) is int
-        return cls(entry.get("file_name"), (height, width) if stated else None)
+        if not (isinstance(height, int) and isinstance(width, int)) or bool in (type(height), type(width)):
+            return cls(entry.get("file_name"), None)
+        return cls(entry.get("file_name"), (height, width))
 
 
 @dataclass
