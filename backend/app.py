@@ -6,6 +6,7 @@ import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
+import numpy as np
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
@@ -14,8 +15,10 @@ from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, Training
 from backend.api.logs import RequestLog, api_error, http_error
 from backend.api.routes import make_router
+from backend.decoding import decode_label
 from backend.disk_cache import DiskCache
 from backend.gpu_memory import bound_gpu_memory
+from backend.label_studio.brush import encode_runs
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.model_store import ModelStore, ServingModel
@@ -92,13 +95,22 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
 
 def load_model(settings: Settings) -> ServingModel:
     """The base model of the settings; see `vlm_core.load` for what it raises."""
-    # The SDK takes half a second to import; here nobody waits for it.
+    # The SDK takes half a second to import, the loops that draw masks seconds to compile; here nobody waits for it.
     import label_studio_sdk.label_interface.interface  # noqa: F401
 
     import vlm_core
 
+    prepare_masks()
+
     bound_gpu_memory(settings)
     return vlm_core.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
+
+
+def prepare_masks() -> None:
+    """Draw a mask of four pixels: compiles the loops, or reads them from where numba keeps them."""
+    found = decode_label(np.ones((2, 2, 2), dtype=np.float32), (2, 2), threshold=0.5)
+    assert found.mask is not None  # the logits are 1
+    encode_runs(found.mask)
 
 
 def image_fetcher(settings: Settings) -> ImageFetcher:
