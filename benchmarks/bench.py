@@ -22,6 +22,7 @@ from benchmarks.results import Row, machine, table, write
 HERE = Path(__file__).parent
 PARTS: dict[str, Callable[[Path, Path, int], Iterator[Row]]] = {
     "model": cases.model_only,
+    "int8": cases.below_the_floor,
     "views": cases.masks_and_tags,
     "brush": cases.brush_codec,
     "questions": whole_requests.second_question,

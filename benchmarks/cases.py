@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -76,6 +77,36 @@ def model_only(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
 
 def _logits(model: Model, image: Image.Image, prompts: Sequence[str]) -> torch.Tensor:
     return model.decode(model.encode_image(image), model.encode_text(prompts)).logits
+
+
+def below_the_floor(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
+    """The image encoder with linear maps in int8; measured, not offered: docs/decisions/below-the-floor.md."""
+    model = vlm_core.load(checkpoint, "cpu", "float32")
+    assert model.decoder is not None
+    exact, taps = model.clip.image_encoder, model.decoder.config.taps
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        rounded = torch.ao.quantization.quantize_dynamic(exact, {torch.nn.Linear}, dtype=torch.qint8)
+    pixel_values = model._pixels([photograph((352, 352))], model.mask_transform)
+    with torch.inference_mode():
+        times = paired(
+            {
+                "float32": partial(exact, pixel_values, taps, pooled=False),
+                "int8": partial(rounded, pixel_values, taps, pooled=False),
+            },
+            2 * repeats,
+        )
+        decode = partial(model.decoder, conditions=model.encode_text(PHRASES)[None], grid_hw=(22, 22))
+        sides = [decode(tower(pixel_values, taps, pooled=False).taps) >= 0 for tower in (exact, rounded)]
+    moved = 100 * float((sides[0] != sides[1]).float().mean())
+    yield Row(
+        f"encoder in int8, a stretch ({moved:.1f} % of pixels change sides)",
+        "fp32 / int8",
+        ratios(times["float32"], times["int8"]),
+        floor=ms(times["float32"]),
+        ours=ms(times["int8"]),
+        least=1.3,
+    )
 
 
 def masks_and_tags(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
