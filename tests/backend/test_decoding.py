@@ -39,6 +39,9 @@ def test_masks_equal_upsampling_everything(
     mask = np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask.to_array()
     # Two ways to interpolate may differ in the last bit, on a pixel that is exactly at the threshold.
     assert (mask != expected).sum() <= 1
+    full = upsample_logits(torch.from_numpy(grids) / temperature, size_hw).amax(0).numpy()
+    level = np.log(threshold / (1 - threshold))
+    assert (np.abs(full[mask != expected] - level) <= 1e-4).all()
     assert sum(part.area_px for part in found.parts) == mask.sum()
 
 
