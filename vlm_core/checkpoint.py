@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm_core import hub_layout
+from vlm_core import hub_layout, original_layout
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.errors import (
@@ -51,7 +51,9 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
 
     Args:
         checkpoint: `demo`; a directory in our own layout, in the layout of `CIDAS/clipseg-rd64-refined`
-            (masks and tags) or of `openai/clip-vit-base-patch16` (tags only); or a hub id of such a directory.
+            (masks and tags) or of `openai/clip-vit-base-patch16` (tags only); a hub id of such a directory; or an
+            original decoder file such as `rd64-uni-refined.pth` that lies in a directory of the third kind (masks and
+            tags), or that directory where it holds only one.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         dtype: `auto` (bfloat16 where the hardware computes in it, else float32), `float32`, `bfloat16`, `float16`.
 
@@ -70,6 +72,9 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
         )
     if (directory / MANIFEST).is_file():
         return _load_own(directory, where, precision)
+    decoder = original_layout.decoder_file(checkpoint, directory)
+    if decoder is not None:
+        return original_layout.load(decoder, model_name(checkpoint), where, precision)
     return hub_layout.load(directory, model_name(checkpoint), where, precision)
 
 
@@ -109,11 +114,11 @@ def _computes_bfloat16(device: torch.device) -> bool:
 def model_name(checkpoint: str | os.PathLike[str]) -> str:
     """A short name for version names: the last part of a path or hub id, of letters, digits, dots and dashes."""
     last = Path(checkpoint).expanduser().resolve().name if Path(checkpoint).is_dir() else str(checkpoint).split("/")[-1]
-    return re.sub(r"[^A-Za-z0-9.]+", "-", last).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9.]+", "-", last.removesuffix(".pth")).strip("-.") or "model"
 
 
 def find(checkpoint: str | os.PathLike[str]) -> Path:
-    """The local directory of a checkpoint, fetched from the hub where the name is a hub id.
+    """The local directory of a checkpoint, fetched from the hub where the name is a hub id; of a `.pth` file, its own.
 
     Raises:
         CheckpointNotFoundError: no such directory, or the hub cannot be reached and nothing is cached.
@@ -128,8 +133,12 @@ def find(checkpoint: str | os.PathLike[str]) -> Path:
     path = Path(text).expanduser()
     if path.is_dir():
         return path
+    if path.is_file() and path.suffix == ".pth":
+        return path.parent
     if path.exists():
         raise CheckpointNotFoundError(f"the checkpoint {text!r} is a file: give the directory that holds its files")
+    if path.suffix == ".pth":
+        raise CheckpointNotFoundError(f"there is no decoder file {text!r}: check the path")
     if not _HUB_ID.fullmatch(text) or text.startswith("."):
         raise CheckpointNotFoundError(
             f"there is no checkpoint directory {text!r}, and it is no hub id of the form owner/name: "

@@ -44,7 +44,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_pickled_weights(path: Path) -> dict[str, Tensor]:
-    """Tensors of one `pytorch_model.bin`. Raises as `read_weights`.
+    """Tensors of one file that `torch.save` wrote. Raises as `read_weights`.
 
     Only tensors and plain containers are read: no code from the file is run.
     """
@@ -53,7 +53,11 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as errors of zip, pickle and torch
-        raise CheckpointMismatchError(f"{path} is damaged or holds more than weights: {error}") from error
+        reason = str(error).partition("\n")[0]  # torch goes on with how to unpickle it nevertheless
+        raise CheckpointMismatchError(
+            f"{path} is damaged, or holds more than weights, which is not unpickled because that can run code from the "
+            f"file: download it again, or save its state_dict alone ({reason})"
+        ) from error
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise CheckpointMismatchError(f"{path} holds other things than named tensors: take the original file")
     return dict(values)
@@ -119,14 +123,14 @@ def fingerprint(directory: Path) -> str:
     digest = hashlib.sha256()
     for path in sorted(directory.iterdir()):
         if path.is_file() and path.suffix in (".json", ".txt", ".safetensors", ".bin"):
-            digest.update(f"{path.name}\0{_file_hash(path)}\0".encode())
+            digest.update(f"{path.name}\0{file_hash(path)}\0".encode())
     return digest.hexdigest()
 
 
 _HASHES: dict[tuple[str, int, int], str] = {}
 
 
-def _file_hash(path: Path) -> str:
+def file_hash(path: Path) -> str:
     """sha256, hex; remembered by path, size and modification time, since weights are large."""
     stat = path.stat()
     key = (str(path.resolve()), stat.st_size, stat.st_mtime_ns)

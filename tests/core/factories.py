@@ -34,7 +34,9 @@ def tiny_tokenizer(directory: Path) -> CLIPTokenizer:
     return CLIPTokenizer(str(directory / "vocab.json"), str(directory / "merges.txt"))
 
 
-def _towers(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def _towers(
+    tokenizer: CLIPTokenizer, image_size: int, patch_size: int, depth: int = 5
+) -> tuple[dict[str, Any], dict[str, Any]]:
     text = {
         "vocab_size": len(tokenizer),
         "hidden_size": 32,
@@ -48,7 +50,7 @@ def _towers(tokenizer: CLIPTokenizer, image_size: int, patch_size: int) -> tuple
     vision = {
         "hidden_size": 48,
         "intermediate_size": 100,
-        "num_hidden_layers": 5,
+        "num_hidden_layers": depth,
         "num_attention_heads": 4,
         "image_size": image_size,
         "patch_size": patch_size,
@@ -69,6 +71,8 @@ def make_clipseg_directory(
     patch_size: int = 16,
     taps: tuple[int, ...] = (1, 2, 3),
     conditional_layer: int = 0,
+    depth: int = 5,
+    reduce_dim: int = 16,
     seed: int = 0,
     rescale: bool = True,
 ) -> CLIPSegForImageSegmentation:
@@ -80,12 +84,12 @@ def make_clipseg_directory(
     """
     torch.manual_seed(seed)
     tokenizer = tiny_tokenizer(directory / "_tokenizer")
-    text, vision = _towers(tokenizer, image_size, patch_size)
+    text, vision = _towers(tokenizer, image_size, patch_size, depth)
     config = CLIPSegConfig(
         text_config=text,
         vision_config=vision,
         projection_dim=24,
-        reduce_dim=16,
+        reduce_dim=reduce_dim,
         decoder_num_attention_heads=4,
         decoder_intermediate_size=64,
         extract_layers=list(taps),
