@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm_core import hub_layout, original_layout
+from vlm_core import hub_layout, original_layout, siglip_layout
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.errors import (
@@ -32,6 +32,7 @@ from vlm_core.files import fill, fingerprint, read_json, read_weights
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.model import Model
 from vlm_core.preprocess import ImageTransform, TextTokenizer
+from vlm_core.projection import Projection
 from vlm_core.text_encoder import TextEncoder
 
 log = logging.getLogger(__name__)
@@ -51,9 +52,9 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
 
     Args:
         checkpoint: `demo`; a directory in our own layout, in the layout of `CIDAS/clipseg-rd64-refined`
-            (masks and tags) or of `openai/clip-vit-base-patch16` (tags only); a hub id of such a directory; or an
-            original decoder file such as `rd64-uni-refined.pth` that lies in a directory of the third kind (masks and
-            tags), or that directory where it holds only one.
+            (masks and tags), of `openai/clip-vit-base-patch16` or of `google/siglip-base-patch16-224` (tags only); a
+            hub id of such a directory; or an original decoder file such as `rd64-uni-refined.pth` that lies beside
+            the files of `openai/clip-vit-base-patch16` (masks and tags), or their directory where it holds only one.
         device: `auto` (a GPU when there is one), `cpu`, `cuda`, `cuda:1`, ...
         dtype: `auto` (bfloat16 where the hardware computes in it, else float32), `float32`, `bfloat16`, `float16`.
 
@@ -75,7 +76,9 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
     decoder = original_layout.decoder_file(checkpoint, directory)
     if decoder is not None:
         return original_layout.load(decoder, model_name(checkpoint), where, precision)
-    return hub_layout.load(directory, model_name(checkpoint), where, precision)
+    kind = read_json(directory / "config.json").get("model_type")
+    layout = siglip_layout if kind == siglip_layout.MODEL_TYPE else hub_layout
+    return layout.load(directory, model_name(checkpoint), where, precision)
 
 
 def resolve_device(device: str) -> torch.device:
@@ -202,8 +205,10 @@ def save(
                 "config": clip.text_encoder.config.to_dict(),
                 "pooling": clip.text_encoder.pooling,
                 "max_tokens": tokenizer.max_tokens,
+                "padding": tokenizer.padding,
             },
-            "projection_dim": clip.projection_dim,
+            "projection_dim": clip.projection_dim if isinstance(clip.visual_projection, Projection) else None,
+            "logit_bias": clip.logit_bias is not None,
             "decoder": None if decoder is None else decoder.config.to_dict(),
             "tag_transform": tag_transform.to_dict(),
             "mask_transform": None if mask_transform is None else mask_transform.to_dict(),
@@ -241,13 +246,15 @@ def _load_own(directory: Path, device: torch.device, dtype: torch.dtype) -> Mode
         clip = CLIP(
             ImageEncoder(image_part["architecture"], image_part["model_args"]),
             TextEncoder(text_part["config"], text_part["pooling"]),
-            int(manifest["projection_dim"]),
+            None if manifest["projection_dim"] is None else int(manifest["projection_dim"]),
+            logit_bias=bool(manifest.get("logit_bias", False)),
         )
         decoder_part, mask_part = manifest["decoder"], manifest["mask_transform"]
         decoder = None if decoder_part is None else CLIPSegDecoder(DecoderConfig.from_dict(decoder_part))
         mask_transform = None if mask_part is None else ImageTransform.from_dict(mask_part)
         tag_transform = ImageTransform.from_dict(manifest["tag_transform"])
         name, max_tokens = str(manifest["name"]), int(text_part["max_tokens"])
+        fixed_length = text_part.get("padding") == "max_length"
     except CheckpointMismatchError:
         raise
     except Exception as error:  # torch, timm and transformers each refuse an impossible value in ways of their own
@@ -257,7 +264,9 @@ def _load_own(directory: Path, device: torch.device, dtype: torch.dtype) -> Mode
         modules["decoder."] = decoder
     fill(modules, read_weights(directory / WEIGHTS), directory)
     vocab_size = int(clip.text_encoder.config.vocab_size)
-    tokenizer = TextTokenizer.from_directory(directory, vocab_size=vocab_size, max_tokens=max_tokens)
+    tokenizer = TextTokenizer.from_directory(
+        directory, vocab_size=vocab_size, max_tokens=max_tokens, padding="max_length" if fixed_length else "longest"
+    )
     return Model(
         clip=clip,
         decoder=decoder,

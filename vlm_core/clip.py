@@ -1,6 +1,6 @@
 """CLIP: two encoders whose embeddings agree for an image and its description.
 
-Source: Radford et al., arXiv:2103.00020.
+Source: Radford et al., arXiv:2103.00020. With a logit bias: SigLIP, Zhai et al., arXiv:2303.15343.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from vlm_core.errors import CheckpointMismatchError
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.projection import Projection, normalised
 from vlm_core.text_encoder import TextEncoder
@@ -21,22 +22,49 @@ MAX_LOGIT_SCALE = math.log(100.0)
 class CLIP(nn.Module):
     """Dual encoder: a timm ViT and a text transformer, projected into one space of width E.
 
+    SigLIP's encoders end in that space already, so nothing is projected, and it learned a bias beside the temperature:
+    `sigmoid(temperature_scale * similarity + logit_bias)` is the probability that a text fits an image.
+
     `*_embeds` are projected and L2-normalised; `conditions` are projected and not normalised.
     """
 
-    def __init__(self, image_encoder: ImageEncoder, text_encoder: TextEncoder, projection_dim: int) -> None:
-        """Join two encoders with new projections and the paper's initial temperature, 0.07."""
+    def __init__(
+        self,
+        image_encoder: ImageEncoder,
+        text_encoder: TextEncoder,
+        projection_dim: int | None,
+        *,
+        logit_bias: bool = False,
+    ) -> None:
+        """Join two encoders with new projections and the paper's initial temperature, 0.07.
+
+        Args:
+            image_encoder, text_encoder: the two towers.
+            projection_dim: E; None where both encoders end in one space already, as SigLIP's do.
+            logit_bias: with SigLIP's bias, which starts at -10.
+
+        Raises:
+            CheckpointMismatchError: nothing to project with, and encoders of two widths.
+        """
         super().__init__()
         self.image_encoder = image_encoder
         self.text_encoder = text_encoder
-        self.visual_projection = Projection(image_encoder.width, projection_dim)
-        self.text_projection = Projection(text_encoder.width, projection_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
-
-    @property
-    def projection_dim(self) -> int:
+        self.visual_projection: nn.Module
+        self.text_projection: nn.Module
+        if projection_dim is None:
+            if image_encoder.width != text_encoder.width:
+                raise CheckpointMismatchError(
+                    f"without projections both encoders need one width, the image's has {image_encoder.width}, the "
+                    f"text's {text_encoder.width}: they are from different models"
+                )
+            self.visual_projection = self.text_projection = nn.Identity()
+        else:
+            self.visual_projection = Projection(image_encoder.width, projection_dim)
+            self.text_projection = Projection(text_encoder.width, projection_dim)
+        self.projection_dim = image_encoder.width if projection_dim is None else projection_dim
         """E, the width of the shared space."""
-        return int(self.visual_projection.out_features)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))
+        self.logit_bias = nn.Parameter(torch.tensor(-10.0)) if logit_bias else None
 
     @property
     def temperature_scale(self) -> Tensor:
@@ -66,6 +94,10 @@ class CLIP(nn.Module):
         return normalised(self.conditions(input_ids, attention_mask))
 
     def forward(self, pixel_values: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """`logits_per_image`: (B, N), cosine similarities times the temperature's scale; its transpose is per text."""
+        """`logits_per_image`: (B, N), cosine similarities times the temperature's scale, plus SigLIP's bias.
+
+        Its transpose is per text.
+        """
         image, text = self.image_embeds(pixel_values), self.text_embeds(input_ids, attention_mask)
-        return self.temperature_scale * image @ text.T
+        logits = self.temperature_scale * image @ text.T
+        return logits if self.logit_bias is None else logits + self.logit_bias

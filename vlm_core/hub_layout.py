@@ -43,7 +43,7 @@ _TIMM_ACTIVATIONS = {
 def load(directory: Path, name: str, device: torch.device, dtype: torch.dtype) -> Model:
     """Read a directory in one of the two layouts. See `vlm_core.load` for the errors."""
     config = _read_config(directory)
-    transform = ImageTransform.from_processor(_read_processor(directory))
+    transform = ImageTransform.from_processor(read_processor(directory))
     clip, decoder = _build(config, directory)
     modules: dict[str, torch.nn.Module] = {"clip.": clip}
     tag_transform, mask_transform = transform, None
@@ -56,10 +56,10 @@ def load(directory: Path, name: str, device: torch.device, dtype: torch.dtype) -
         mask_transform = transform.squashed()
         # CLIPSeg's processor describes how masks see the image. Tags see it as CLIP itself was trained to.
         vision: Any = config.vision_config
-        size = _side(vision.image_size)
+        size = side(vision.image_size)
         tag_transform = ImageTransform((size, size), True, size, 3, CLIP_MEAN, CLIP_STD)
-    _check_size(mask_transform or tag_transform, clip.image_encoder.patch_size, directory)
-    weights = _read_all_weights(directory)
+    check_size(mask_transform or tag_transform, clip.image_encoder.patch_size, directory)
+    weights = read_all_weights(directory)
     ours = {f"clip.{k}": v for k, v in convert_clip(_without(weights, prefix)).items()}
     ours |= {k: v for k, v in weights.items() if not k.startswith(prefix)}
     fill(modules, ours, directory, lambda name: _name_in_file(name, prefix))
@@ -85,8 +85,9 @@ def _read_config(directory: Path) -> Any:
     kind = read_json(directory / "config.json").get("model_type")
     if kind not in ("clip", "clipseg"):
         raise CheckpointMismatchError(
-            f"{directory / 'config.json'} describes a model of type {kind!r}; this loads 'clipseg' (masks and tags) "
-            "and 'clip' (tags), and our own layout with its manifest.json"
+            f"{directory / 'config.json'} describes a model of type {kind!r}; this loads 'clipseg' (masks and tags), "
+            "'clip' and 'siglip' (tags; of SigLIP 2 those with a fixed image size, which are 'siglip' too), and our "
+            "own layout with its manifest.json"
         )
     try:
         config = AutoConfig.from_pretrained(str(directory), local_files_only=True)
@@ -96,7 +97,7 @@ def _read_config(directory: Path) -> Any:
     return config
 
 
-def _read_processor(directory: Path) -> Mapping[str, Any]:
+def read_processor(directory: Path) -> Mapping[str, Any]:
     """The image processor's settings: older files have them alone, newer ones beside the text's."""
     if (directory / "preprocessor_config.json").is_file():
         return read_json(directory / "preprocessor_config.json")
@@ -110,7 +111,7 @@ def _read_processor(directory: Path) -> Mapping[str, Any]:
     )
 
 
-def _read_all_weights(directory: Path) -> dict[str, Tensor]:
+def read_all_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors, from one file or from the shards that an index names."""
     pickled = not any((directory / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json"))
     pickled = pickled and any((directory / n).is_file() for n in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
@@ -147,6 +148,17 @@ def _build_clip(config: Any, directory: Path) -> CLIP:
     vision, text = config.vision_config, config.text_config
     if min(vision.num_attention_heads, text.num_attention_heads) < 1:
         raise CheckpointMismatchError(f"{directory / 'config.json'}: num_attention_heads must be at least 1")
+    image_encoder = build_image_encoder(vision, _TIMM_ARCHITECTURE, directory)
+    text_values = {k: v for k, v in text.to_dict().items() if k != "model_type"}
+    return CLIP(image_encoder, TextEncoder(CLIPTextConfig(**text_values), "eos"), int(config.projection_dim))
+
+
+def build_image_encoder(vision: Any, architecture: str, directory: Path) -> ImageEncoder:
+    """timm's tower for a vision configuration of transformers, with random weights.
+
+    Raises:
+        CheckpointMismatchError: an activation that timm does not have, or a size that is not square.
+    """
     activation = _TIMM_ACTIVATIONS.get(vision.hidden_act)
     if activation is None:
         raise CheckpointMismatchError(
@@ -156,11 +168,11 @@ def _build_clip(config: Any, directory: Path) -> CLIP:
     ratio = vision.intermediate_size / vision.hidden_size
     if int(vision.hidden_size * ratio) != vision.intermediate_size:
         ratio = math.nextafter(ratio, math.inf)  # timm truncates width x ratio
-    image_encoder = ImageEncoder(
-        _TIMM_ARCHITECTURE,
+    return ImageEncoder(
+        architecture,
         {
-            "img_size": _side(vision.image_size),
-            "patch_size": _side(vision.patch_size),
+            "img_size": side(vision.image_size),
+            "patch_size": side(vision.patch_size),
             "in_chans": vision.num_channels,
             "embed_dim": vision.hidden_size,
             "depth": vision.num_hidden_layers,
@@ -170,14 +182,12 @@ def _build_clip(config: Any, directory: Path) -> CLIP:
             "layer_norm_eps": vision.layer_norm_eps,
         },
     )
-    text_values = {k: v for k, v in text.to_dict().items() if k != "model_type"}
-    return CLIP(image_encoder, TextEncoder(CLIPTextConfig(**text_values), "eos"), int(config.projection_dim))
 
 
 def decoder_config(config: CLIPSegConfig) -> DecoderConfig:
     """Sizes of our decoder for a transformers configuration of CLIPSeg."""
     vision: Any = config.vision_config
-    patch = _side(vision.patch_size)
+    patch = side(vision.patch_size)
     refined = config.use_complex_transposed_convolution
     return DecoderConfig(
         taps=tuple(config.extract_layers),
@@ -240,7 +250,7 @@ _VISION_NAMES = (
 )
 
 
-def _side(size: int | list[int] | tuple[int, ...]) -> int:
+def side(size: int | list[int] | tuple[int, ...]) -> int:
     """One side of a size that may be given as a number or as two equal ones."""
     if isinstance(size, int):
         return size
@@ -249,7 +259,8 @@ def _side(size: int | list[int] | tuple[int, ...]) -> int:
     return int(size[0])
 
 
-def _check_size(transform: ImageTransform, patch: int, directory: Path) -> None:
+def check_size(transform: ImageTransform, patch: int, directory: Path) -> None:
+    """Raise CheckpointMismatchError where the transform's pictures are smaller than one patch, px, of the model."""
     if min(transform.size_hw) < patch:
         raise CheckpointMismatchError(
             f"the image processor in {directory} makes {transform.size_hw[0]} x {transform.size_hw[1]} px, "
@@ -263,19 +274,20 @@ def _without(weights: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def _name_in_file(name: str, prefix: str) -> str:
+    return prefix + clip_name_in_file(name.removeprefix("clip.")) if name.startswith("clip.") else name
+
+
+def clip_name_in_file(name: str) -> str:
     """The name in the file for one of our names: `convert_clip` backwards."""
-    if not name.startswith("clip."):
-        return name
-    name = name.removeprefix("clip.")
     if name.startswith("text_encoder.model."):
-        return prefix + "text_model." + name.removeprefix("text_encoder.model.")
+        return "text_model." + name.removeprefix("text_encoder.model.")
     if not name.startswith("image_encoder.vit."):
-        return prefix + name
+        return name
     name = name.removeprefix("image_encoder.vit.").replace("attn.qkv.", "self_attn.{q,k,v}_proj.")
     for theirs, ours in _VISION_NAMES:
         whole_words = rf"(?<!\w){re.escape(ours)}" + ("" if ours.endswith(".") else r"(?!\w)")
         name = re.sub(whole_words, theirs, name)
-    return prefix + "vision_model." + name
+    return "vision_model." + name
 
 
 def _agree_on_end_token(text_encoder: TextEncoder, tokenizer: TextTokenizer, directory: Path) -> None:
@@ -297,4 +309,14 @@ def _agree_on_end_token(text_encoder: TextEncoder, tokenizer: TextTokenizer, dir
     text_encoder.model.eos_token_id = real
 
 
-__all__ = ["convert_clip", "decoder_config", "load"]
+__all__ = [
+    "build_image_encoder",
+    "check_size",
+    "clip_name_in_file",
+    "convert_clip",
+    "decoder_config",
+    "load",
+    "read_all_weights",
+    "read_processor",
+    "side",
+]

@@ -6,13 +6,13 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError, InputError
 from vlm_core.pictures import to_rgb
@@ -181,16 +181,40 @@ class ImageTransform:
 
 
 class TextTokenizer:
-    """Texts -> ids and mask, padded to the longest text of the call."""
+    """Texts -> ids and mask, padded to the longest text of the call, or all to full length."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_tokens: int) -> None:
-        """Wrap a tokenizer; texts longer than `max_tokens` (special tokens included) are cut."""
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_tokens: int,
+        *,
+        padding: Literal["longest", "max_length"] = "longest",
+    ) -> None:
+        """Wrap a tokenizer; texts longer than `max_tokens` (special tokens included) are cut.
+
+        `padding="max_length"` is for SigLIP, whose text tower sees the padding.
+        """
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
+        self.padding = padding
 
     @classmethod
-    def from_directory(cls, directory: Path, *, vocab_size: int, max_tokens: int) -> TextTokenizer:
+    def from_directory(
+        cls,
+        directory: Path,
+        *,
+        vocab_size: int,
+        max_tokens: int,
+        padding: Literal["longest", "max_length"] = "longest",
+        kind: type[PreTrainedTokenizerFast] | type[AutoTokenizer] = AutoTokenizer,
+    ) -> TextTokenizer:
         """Load the tokenizer files of a checkpoint.
+
+        Args:
+            directory: where they are.
+            vocab_size: the text encoder's.
+            max_tokens, padding: as for the constructor.
+            kind: the class of transformers that reads them.
 
         Raises:
             CheckpointIncompleteError: there are none (transformers would then invent a vocabulary).
@@ -205,7 +229,7 @@ class TextTokenizer:
         if "tokenizer.json" not in files and "vocab.json" in files and not (directory / "merges.txt").is_file():
             raise CheckpointIncompleteError(f"{directory} has vocab.json but no merges.txt: copy it from the original")
         try:
-            tokenizer = AutoTokenizer.from_pretrained(str(directory), local_files_only=True)
+            tokenizer = kind.from_pretrained(str(directory), local_files_only=True)
         except Exception as error:  # the tokenizers library raises plain Exception for a broken file
             raise CheckpointMismatchError(f"the tokenizer files in {directory} cannot be read: {error}") from error
         if len(tokenizer) > vocab_size:
@@ -217,11 +241,16 @@ class TextTokenizer:
             raise CheckpointMismatchError(f"the tokenizer in {directory} has no padding token: set pad_token in it")
         # Padding must not move a text's tokens: its vector would depend on the others of the call.
         tokenizer.padding_side = "right"
-        return cls(tokenizer, max_tokens)
+        return cls(tokenizer, max_tokens, padding=padding)
 
     def __call__(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """N texts -> `input_ids` and `attention_mask`, both int64, (N, L) with L the longest text's tokens."""
+        """N texts -> `input_ids` and `attention_mask`, both int64, (N, L) with L the longest text's tokens, or all."""
         batch = self.tokenizer(
-            list(texts), padding="longest", truncation=True, max_length=self.max_tokens, return_tensors="pt"
+            list(texts),
+            padding=self.padding,
+            truncation=True,
+            max_length=self.max_tokens,
+            return_tensors="pt",
+            return_attention_mask=True,
         )
         return batch["input_ids"], batch["attention_mask"]

@@ -1,4 +1,4 @@
-"""Text towers: DistilBERT and BERT-likes, and CLIP's. The only user of transformers' text models."""
+"""Text towers: DistilBERT and BERT-likes, CLIP's and SigLIP's. The only user of transformers' text models."""
 
 from __future__ import annotations
 
@@ -8,12 +8,25 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, BertConfig, BertModel, CLIPTextConfig, CLIPTextModel, PreTrainedConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    BertConfig,
+    BertModel,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedConfig,
+    SiglipTextConfig,
+    SiglipTextModel,
+)
 
 from vlm_core.errors import CheckpointMismatchError, CheckpointNotFoundError, InputError
 
-Pooling = Literal["eos", "mean", "first"]
-"""`eos`: the end token of CLIP. `mean`: the mean over real tokens. `first`: the [CLS] token."""
+Pooling = Literal["eos", "mean", "first", "last"]
+"""`eos`: the end token of CLIP. `mean`: the mean over real tokens. `first`: the [CLS] token. `last`: the last place of
+a text of full length, padding or not, through SigLIP's own head."""
+
+_OWN_POOLING: dict[str, Pooling] = {"clip_text_model": "eos", "siglip_text_model": "last"}
 
 
 class TextEncoder(nn.Module):
@@ -24,8 +37,8 @@ class TextEncoder(nn.Module):
 
         Args:
             config: a transformers configuration, or the dictionary of one, with its `model_type`:
-                `clip_text_model`, `distilbert`, `bert` or another encoder that `AutoModel` builds.
-            pooling: see `Pooling`; CLIP's tower takes `eos` and only that.
+                `clip_text_model`, `siglip_text_model`, `distilbert`, `bert` or another encoder that `AutoModel` builds.
+            pooling: see `Pooling`; CLIP's tower takes `eos` and only that, SigLIP's `last`.
 
         Raises:
             CheckpointMismatchError: transformers does not know the type, or pooling and type do not fit.
@@ -35,15 +48,18 @@ class TextEncoder(nn.Module):
             config = _config_from_dict(config)
         if pooling not in get_args(Pooling):
             raise CheckpointMismatchError(f"pooling {pooling!r} is none of {', '.join(get_args(Pooling))}")
-        if (config.model_type == "clip_text_model") != (pooling == "eos"):
+        own = _OWN_POOLING.get(config.model_type)
+        if pooling != own and (own is not None or pooling in _OWN_POOLING.values()):
             raise CheckpointMismatchError(
                 f"a text encoder of type {config.model_type!r} cannot be pooled by {pooling!r}: "
-                "CLIP's takes 'eos', BERT-likes take 'mean' or 'first'"
+                "CLIP's takes 'eos', SigLIP's 'last', BERT-likes take 'mean' or 'first'"
             )
         self.config = config
         self.pooling: Pooling = pooling
         if isinstance(config, CLIPTextConfig):
             self.model: nn.Module = CLIPTextModel(config)
+        elif isinstance(config, SiglipTextConfig):
+            self.model = SiglipTextModel(config)
         elif isinstance(config, BertConfig):
             self.model = BertModel(config, add_pooling_layer=False)  # its tanh pooler is never used
         else:
@@ -71,7 +87,7 @@ class TextEncoder(nn.Module):
             ) from error
         missing = sorted(found["missing_keys"])
         sizes = [getattr(config, name, None) for name in ("hidden_size", "max_position_embeddings", "vocab_size")]
-        if missing or None in sizes or config.model_type == "clip_text_model":
+        if missing or None in sizes or config.model_type in _OWN_POOLING:
             reason = f"its weights lack {', '.join(missing[:3])}" if missing else f"it is a {config.model_type!r}"
             raise CheckpointMismatchError(
                 f"{source!r} cannot be a text encoder: {reason}. Use DistilBERT or another BERT-like"
@@ -84,7 +100,7 @@ class TextEncoder(nn.Module):
     @property
     def width(self) -> int:
         """D, the width of a text's vector."""
-        return int(self.config.hidden_size)
+        return int(self.config.projection_size if self.pooling == "last" else self.config.hidden_size)
 
     @property
     def vocabulary_size(self) -> int:
@@ -101,18 +117,23 @@ class TextEncoder(nn.Module):
 
         Args:
             input_ids: int64, (B, L), padded at the end.
-            attention_mask: (B, L), 1 for real tokens; what is padding never changes the result.
+            attention_mask: (B, L), 1 for real tokens; what is padding never changes the result. Not used by SigLIP's
+                tower, which was trained without one: its texts are padded to `max_tokens`, always.
 
         Returns:
             (B, D).
 
         Raises:
-            InputError: longer than `max_tokens`, or the two shapes differ.
+            InputError: longer than `max_tokens` (for SigLIP's: of another length), or the two shapes differ.
         """
         if input_ids.shape != attention_mask.shape:
             raise InputError(f"input_ids {tuple(input_ids.shape)} and its mask {tuple(attention_mask.shape)} differ")
         if input_ids.shape[1] > self.max_tokens:
             raise InputError(f"{input_ids.shape[1]} tokens are more than the {self.max_tokens} of this text encoder")
+        if self.pooling == "last":
+            if input_ids.shape[1] != self.max_tokens:
+                raise InputError(f"{input_ids.shape[1]} tokens: SigLIP's texts are padded to all {self.max_tokens}")
+            return self.model(input_ids=input_ids).pooler_output  # type: ignore[no-any-return]  # untyped output
         out = self.model(input_ids=input_ids, attention_mask=attention_mask)
         if self.pooling == "eos":
             return out.pooler_output  # type: ignore[no-any-return]  # transformers' outputs are untyped
@@ -131,6 +152,8 @@ def _config_from_dict(config: Mapping[str, Any]) -> PreTrainedConfig:
     model_type = values.pop("model_type", None)
     if model_type == "clip_text_model":
         return CLIPTextConfig(**values)
+    if model_type == "siglip_text_model":
+        return SiglipTextConfig(**values)
     try:
         return AutoConfig.for_model(str(model_type), **values)
     except (ValueError, KeyError, TypeError) as error:

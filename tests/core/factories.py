@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, processors
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -16,6 +17,10 @@ from transformers import (
     CLIPSegForImageSegmentation,
     CLIPSegProcessor,
     CLIPTokenizer,
+    PreTrainedTokenizerFast,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
     ViTImageProcessor,
 )
 
@@ -115,6 +120,40 @@ def make_clip_directory(directory: Path, *, seed: int = 0) -> CLIPModel:
     images = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64})
     model.save_pretrained(directory)
     CLIPProcessor(images, tokenizer).save_pretrained(directory)
+    return model
+
+
+def siglip_tokenizer() -> PreTrainedTokenizerFast:
+    """Gemma's manner, as SigLIP 2 has it: one token a character, an end token after each text."""
+    pieces = ["<pad>", "<eos>", "<bos>", "<unk>", "▁", *(chr(c) for c in range(33, 127))]
+    tokenizer = Tokenizer(models.BPE({piece: i for i, piece in enumerate(pieces)}, [], unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
+    )
+
+
+def make_siglip_directory(directory: Path, *, patch_size: int = 16, image_size: int = 64, seed: int = 0) -> SiglipModel:
+    """Save a tiny SigLIP with its processor, in the layout of `google/siglip2-base-patch16-224`: tags only.
+
+    Temperature and bias are set so that probabilities are neither 0 nor 1.
+    """
+    torch.manual_seed(seed)
+    tokenizer = siglip_tokenizer()
+    tower = {"hidden_size": 48, "intermediate_size": 100, "num_attention_heads": 4}
+    ends = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+    text = {**tower, "vocab_size": len(tokenizer), "num_hidden_layers": 2, "max_position_embeddings": 32, **ends}
+    vision = {**tower, "num_hidden_layers": 3, "image_size": image_size, "patch_size": patch_size}
+    model = SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).eval()
+    spread(model)
+    with torch.no_grad():
+        model.vision_model.head.probe.normal_()
+        model.logit_scale.fill_(2.0)
+        model.logit_bias.fill_(-0.5)
+    model.save_pretrained(directory)
+    SiglipImageProcessor(size={"height": image_size, "width": image_size}).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
     return model
 
 
