@@ -10,6 +10,10 @@ The rule, for people:
   the probability between them. So labels are compared with the best one: every label whose score is at least
   threshold times the best score is chosen (default 0.5), and so the best always is. At most `model_top_k`.
 - The region's score is the probability of the labels that were chosen, taken together.
+- Several answers of a SigLIP: it was trained to say yes or no to each text alone. A label's score is then its own
+  probability, and every label whose score reaches the threshold is chosen (default 0.1), which may be none. It learned
+  from one text in thousands that fits, so a clear yes is often no more than some tenths. The region's score is the
+  mean of the labels that were chosen; with none, how sure that is.
 """
 
 from __future__ import annotations
@@ -23,7 +27,14 @@ from backend.label_studio.config import ControlPlan
 DEFAULT_RELATIVE_THRESHOLD = 0.5
 """For several answers: share of the best label's score from which another label is chosen too."""
 
-RULES: dict[str, object] = {"revision": 1, "relative_threshold": DEFAULT_RELATIVE_THRESHOLD}
+DEFAULT_OWN_THRESHOLD = 0.1
+"""For several answers of a model that says yes or no to each label: the probability from which a label is chosen."""
+
+RULES: dict[str, object] = {
+    "revision": 1,
+    "relative_threshold": DEFAULT_RELATIVE_THRESHOLD,
+    "own_threshold": DEFAULT_OWN_THRESHOLD,
+}
 
 
 @dataclass(frozen=True)
@@ -32,7 +43,7 @@ class Choice:
 
     Attributes:
         labels: best first; empty when no label reaches the threshold.
-        score: probability of the chosen labels together, 0..1; with none chosen, how sure that is.
+        score: probability of the chosen labels, 0..1; with none chosen, how sure that is.
     """
 
     labels: tuple[str, ...]
@@ -46,11 +57,26 @@ def label_scores(control: ControlPlan, probabilities: Mapping[str, float]) -> li
         control: a `choices` control.
         probabilities: of each of its phrases, 0..1.
     """
-    best = {label.label: max(_finite(probabilities[phrase]) for phrase in label.prompts) for label in control.labels}
+    best = _best_of_alternatives(control, probabilities)
     total = sum(best.values())
     if total <= 0:
         return [(label, 1 / len(best)) for label in best]
     return sorted(((label, value / total) for label, value in best.items()), key=lambda item: -item[1])
+
+
+def choose_each(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
+    """Answer a control of several answers from probabilities that each stand alone, as SigLIP gives them.
+
+    Args:
+        control: a `choices` control with `multiple`.
+        probabilities: of each of its phrases, 0..1; they need not sum to one.
+    """
+    ranked = sorted(_best_of_alternatives(control, probabilities).items(), key=lambda item: -item[1])
+    threshold = DEFAULT_OWN_THRESHOLD if control.threshold is None else control.threshold
+    chosen = [(label, score) for label, score in ranked if score >= threshold][: control.top_k]
+    if not chosen:
+        return Choice((), _unit(1.0 - ranked[0][1]))
+    return Choice(tuple(label for label, _ in chosen), _unit(sum(score for _, score in chosen) / len(chosen)))
 
 
 def choose(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
@@ -66,6 +92,10 @@ def choose(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
     if control.top_k is not None:
         chosen = chosen[: control.top_k]
     return Choice(tuple(label for label, _ in chosen), _unit(sum(score for _, score in chosen)))
+
+
+def _best_of_alternatives(control: ControlPlan, probabilities: Mapping[str, float]) -> dict[str, float]:
+    return {label.label: max(_finite(probabilities[phrase]) for phrase in label.prompts) for label in control.labels}
 
 
 def _finite(value: float) -> float:

@@ -98,12 +98,19 @@ class Inference:
         return dict(zip(prompts, logits, strict=True))
 
     def ranking(
-        self, model: ServingModel, features: ImageFeatures, tags: Sequence[str], timeout_s: float
+        self,
+        model: ServingModel,
+        features: ImageFeatures,
+        tags: Sequence[str],
+        timeout_s: float,
+        *,
+        multiple: bool = False,
     ) -> list[TagScore]:
-        """Tags, best first. Raises as `grids` does."""
+        """Tags, best first; with `multiple`, each with a probability of its own. Raises as `grids` does."""
 
         def rank(requests: Sequence[tuple[ImageFeatures, Sequence[str]]]) -> list[list[TagScore]]:
-            return [model.rank_features(features, asked) for features, asked in requests]
+            return [model.rank_features(features, asked, multiple=multiple) for features, asked in requests]
 
         request = (features, tags)
-        return self._store.compute(("rank", id(model)), request, rank, timeout_s, most=model.encode_batch)
+        group = ("rank", multiple, id(model))
+        return self._store.compute(group, request, rank, timeout_s, most=model.encode_batch)

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from vlm_core.tags import TagCalibration
     from vlm_core.types import ImageFeatures, MaskLogits, TagScore
 
 log = logging.getLogger(__name__)
@@ -89,8 +90,12 @@ class ServingModel(Protocol):
     def decode_batch(self, features: ImageFeatures, conditions: Sequence[torch.Tensor]) -> list[MaskLogits]:
         """Logits on the model's own grid, for each image with its own conditions."""
 
-    def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
-        """Tags, best first."""
+    @property
+    def tag_calibration(self) -> TagCalibration | None:
+        """What makes a tag's probability its own; None where probabilities only compare tags."""
+
+    def rank_features(self, features: ImageFeatures, tags: Sequence[str], *, multiple: bool = False) -> list[TagScore]:
+        """Tags, best first; with `multiple`, each with a probability of its own."""
 
     def with_decoder(self, state: Mapping[str, torch.Tensor]) -> ServingModel:
         """The same encoders with other decoder weights."""

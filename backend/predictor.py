@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from backend import decoding
-from backend.choices import choose
+from backend.choices import choose, choose_each
 from backend.disk_cache import DiskCache
 from backend.features import FeatureCache, Kind
 from backend.inference import Inference
@@ -295,11 +295,13 @@ class Predictor:
             grids = self._inference.grids(model, features, prompts, deadline.remaining())
         for control in tagged:
             features = self._inference.features("both" if both else "tags", model, fetched, deadline.remaining())
-            tags = self._inference.ranking(model, features, _phrases([control]), deadline.remaining())
+            tags = self._inference.ranking(
+                model, features, _phrases([control]), deadline.remaining(), multiple=_each(control, job)
+            )
             ranked[control.from_name] = {tag.tag: tag.probability for tag in tags}
         for control in controls:
             if control.kind == "choices":
-                yield _choices(control, ranked[control.from_name])
+                yield _choices(control, ranked[control.from_name], each=_each(control, job))
             else:
                 yield _masks(control, grids, fetched.size_hw, job)
 
@@ -345,8 +347,15 @@ def _masks(
     return regions, scores
 
 
-def _choices(control: ControlPlan, probabilities: Mapping[str, float]) -> tuple[list[Region], list[float]]:
-    choice = choose(control, probabilities)
+def _each(control: ControlPlan, job: _Job) -> bool:
+    """Whether each label is answered alone: several answers of a model that was trained to say yes or no."""
+    return control.multiple and job.model.tag_calibration is not None
+
+
+def _choices(
+    control: ControlPlan, probabilities: Mapping[str, float], *, each: bool
+) -> tuple[list[Region], list[float]]:
+    choice = choose_each(control, probabilities) if each else choose(control, probabilities)
     if not choice.labels:
         return [], [choice.score]
     return [choices_region(control, choice.labels, round(choice.score, 4))], [choice.score]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm_core.checkpoint import load
     from vlm_core.errors import CheckpointError, InputError, VLMError
     from vlm_core.model import Model
+    from vlm_core.tags import TagCalibration, fit_tag_calibration
     from vlm_core.types import ImageFeatures, MaskLogits, TagScore
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "InputError",
     "MaskLogits",
     "Model",
+    "TagCalibration",
     "TagScore",
     "VLMError",
+    "fit_tag_calibration",
     "load",
 ]
 
@@ -36,8 +39,10 @@ _HOME = {
     "InputError": "errors",
     "MaskLogits": "types",
     "Model": "model",
+    "TagCalibration": "tags",
     "TagScore": "types",
     "VLMError": "errors",
+    "fit_tag_calibration": "tags",
     "load": "checkpoint",
 }
 

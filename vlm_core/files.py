@@ -53,10 +53,9 @@ def read_pickled_weights(path: Path) -> dict[str, Tensor]:
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged archive surfaces as errors of zip, pickle and torch
-        reason = str(error).partition("\n")[0]  # torch goes on with how to unpickle it nevertheless
         raise CheckpointMismatchError(
             f"{path} is damaged, or holds more than weights, which is not unpickled because that can run code from the "
-            f"file: download it again, or save its state_dict alone ({reason})"
+            f"file: download it again, or save its state_dict alone ({type(error).__name__})"
         ) from error
     if not isinstance(values, Mapping) or not all(isinstance(v, Tensor) for v in values.values()):
         raise CheckpointMismatchError(f"{path} holds other things than named tensors: take the original file")

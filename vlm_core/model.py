@@ -16,6 +16,7 @@ from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
 from vlm_core.masks import upsample_logits
 from vlm_core.preprocess import ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
+from vlm_core.tags import NEUTRAL_TAGS, TagCalibration, against_neutral, check_templates, single_choice
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
 
 _TEXT_CACHE_ENTRIES = 4096
@@ -61,6 +62,9 @@ class Model:
             _check_fit(clip, decoder)
         self.device = device or torch.device("cpu")
         self.dtype = dtype
+        # Kept in full: rounded to half precision they would move every probability.
+        self._tag_scale = float(clip.temperature_scale.detach())
+        self._tag_bias = None if clip.logit_bias is None else float(clip.logit_bias.detach())
         self.clip = clip.to(self.device, dtype).eval().requires_grad_(False)
         self.decoder = None if decoder is None else decoder.to(self.device, dtype).eval().requires_grad_(False)
         self.tokenizer = tokenizer
@@ -126,20 +130,41 @@ class Model:
         grid = self.decode(features, self.encode_text(phrases)).logits
         return MaskLogits(upsample_logits(grid, (image.height, image.width)), phrases)
 
-    def rank(self, image: Image.Image, tags: Sequence[str]) -> list[TagScore]:
+    @property
+    def tag_calibration(self) -> TagCalibration | None:
+        """SigLIP's own scale and bias, which make a tag's probability its own; None for a CLIP trained by softmax."""
+        return None if self._tag_bias is None else TagCalibration(self._tag_scale, self._tag_bias)
+
+    def rank(
+        self,
+        image: Image.Image,
+        tags: Sequence[str],
+        *,
+        multiple: bool = False,
+        template: str | Sequence[str] = "{}",
+        calibration: TagCalibration | None = None,
+    ) -> list[TagScore]:
         """Rank tags by how well they describe the image, best first.
 
         Args:
             image: as for `segment`.
-            tags: N >= 1 texts, none blank. Their probabilities sum to one.
+            tags: N >= 1 texts, none blank.
+            multiple: False: one tag applies, and the probabilities sum to one. True: any number applies, and each
+                tag's probability is its own.
+            template: what is made of a tag before it is read, such as "a photo of a {}."; of several, their mean.
+            calibration: for `multiple`, fitted by `vlm_core.tags.fit_tag_calibration` with the same template. Default:
+                SigLIP's own; for a CLIP, the contrast with neutral words (`vlm_core.tags.against_neutral`).
 
         Raises:
-            InputError: no tag, a blank one, or something that is no image.
+            InputError: no tag, a blank one, a template without a place for it, a calibration without `multiple`, or
+                something that is no image.
 
-        Source: Radford et al., arXiv:2103.00020, zero-shot classification.
+        Source: Radford et al., arXiv:2103.00020, zero-shot classification and prompt ensembling.
         """
         texts = check_phrases(tags, "tag")
-        return self.rank_features(self.encode_image(image, masks=False, tags=True), texts)
+        check_templates(template)
+        features = self.encode_image(image, masks=False, tags=True)
+        return self.rank_features(features, texts, multiple=multiple, template=template, calibration=calibration)
 
     @torch.inference_mode()
     def encode_image(
@@ -213,9 +238,15 @@ class Model:
                 self._text_cache.popitem(last=False)
         return torch.stack([found[p] for p in phrases])
 
-    def text_embeds(self, tags: Sequence[str]) -> Tensor:
-        """Text embeddings for tags: (N, E) on the model's device, projected and L2-normalised."""
-        return normalised(self.encode_text(tags))
+    def text_embeds(self, tags: Sequence[str], template: str | Sequence[str] = "{}") -> Tensor:
+        """Text embeddings for tags: (N, E) on the model's device, projected and L2-normalised.
+
+        Of several templates, the mean of their embeddings, normalised again.
+        """
+        texts, templates = check_phrases(tags, "tag"), check_templates(template)
+        filled = [form.replace("{}", text) for form in templates for text in texts]
+        embeds = normalised(self.encode_text(filled)).view(len(templates), len(texts), -1)
+        return embeds[0] if len(templates) == 1 else normalised(embeds.float().mean(0)).to(embeds.dtype)
 
     def decode(self, features: ImageFeatures, conditions: Tensor, prompts: Sequence[str] | None = None) -> MaskLogits:
         """Decode masks from features: the cheap half.
@@ -277,13 +308,31 @@ class Model:
         ]
 
     @torch.inference_mode()
-    def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
+    def rank_features(
+        self,
+        features: ImageFeatures,
+        tags: Sequence[str],
+        *,
+        multiple: bool = False,
+        template: str | Sequence[str] = "{}",
+        calibration: TagCalibration | None = None,
+    ) -> list[TagScore]:
         """`rank` for one image that was encoded with `tags=True`."""
         texts = check_phrases(tags, "tag")
+        if calibration is not None and not multiple:
+            raise InputError("a calibration is for multiple=True: of a single choice the probabilities sum to one")
         if len(features) != 1 or features.image_embeds is None:
             raise InputError("rank_features takes the features of one image, encoded with tags=True")
-        similarity = (features.image_embeds.to(self.device).float() @ self.text_embeds(texts).float().T)[0]
-        probability = (self.clip.temperature_scale.float() * similarity).softmax(-1)
+        image = features.image_embeds[0].to(self.device).float()
+        similarity = self.text_embeds(texts, template).float() @ image
+        calibration = calibration or self.tag_calibration
+        if not multiple:
+            probability = single_choice(similarity, self._tag_scale)
+        elif calibration is not None:
+            probability = calibration.probabilities(similarity)
+        else:
+            neutral = self.text_embeds(NEUTRAL_TAGS, template).float() @ image
+            probability = against_neutral(similarity, neutral, self._tag_scale)
         scores = [
             TagScore(tag, float(p), float(s))
             for tag, p, s in zip(texts, probability.cpu(), similarity.cpu(), strict=True)

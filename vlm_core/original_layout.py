@@ -93,7 +93,7 @@ def load(file: Path, name: str, device: torch.device, dtype: torch.dtype) -> Mod
             "be the CLIP that it was trained on, openai/clip-vit-base-patch16"
         )
     config, weights = read_decoder(file)
-    base = hub_layout.load(directory, name, device, dtype)
+    base = hub_layout.load(directory, name, torch.device("cpu"), torch.float32)
     _check_clip(base, config, file)
     decoder = CLIPSegDecoder(config)
     fill({"": decoder}, weights, file, _name_in_file)

@@ -128,7 +128,8 @@ class TagScore:
 
     Attributes:
         tag: the text that was asked.
-        probability: softmax over the tags that were asked together, in [0, 1]; it depends on the others.
+        probability: in [0, 1]. For a single choice a softmax over the tags that were asked together, so it depends on
+            the others; for several choices that of this tag alone.
         similarity: cosine of image and text embeddings, in [-1, 1]; it does not depend on the others.
     """
 

@@ -15,6 +15,7 @@ from backend.api.handlers import QueueUnavailableError
 from backend.label_studio.images import ImageUnavailableError
 from backend.queue import LiveJob, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
+from vlm_core.tags import TagCalibration
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
@@ -39,6 +40,7 @@ class ColourModel:
     gain: float = 1.0
     encoded: list[str] = field(default_factory=list)
     on_encode: Callable[[], None] = lambda: None
+    tag_calibration: TagCalibration | None = None
 
     one_view: bool = False
     encode_batch: int = 4
@@ -76,10 +78,13 @@ class ColourModel:
             answers.append(MaskLogits((6 - distance / 10).clamp(min=-6) * self.gain, ("",) * len(some)))
         return answers
 
-    def rank_features(self, features: ImageFeatures, tags: Sequence[str]) -> list[TagScore]:
+    def rank_features(self, features: ImageFeatures, tags: Sequence[str], *, multiple: bool = False) -> list[TagScore]:
         assert features.image_embeds is not None
         similarity = -torch.cdist(features.image_embeds, self.encode_text(tags))[0] / 100
         probability = similarity.softmax(0)
+        if multiple:
+            assert self.tag_calibration is not None
+            probability = self.tag_calibration.probabilities(similarity)
         scores = [TagScore(t, float(p), float(s)) for t, p, s in zip(tags, probability, similarity, strict=True)]
         return sorted(scores, key=lambda score: -score.probability)
 
@@ -93,6 +98,7 @@ class ColourModel:
             float(state["gain"][0]),
             self.encoded,
             self.on_encode,
+            self.tag_calibration,
         )
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from backend.choices import choose, label_scores
+from backend.choices import choose, choose_each, label_scores
 from backend.label_studio.config import ControlPlan, LabelPrompt
 
 
@@ -49,6 +49,24 @@ def test_several_answers_are_those_near_the_best(changes: dict[str, Any], expect
     assert choice.score == pytest.approx(sum({"a": 0.5, "b": 0.3, "c": 0.2}[label] for label in expected))
 
 
+@pytest.mark.parametrize(
+    ("changes", "expected", "score"),
+    [
+        ({}, ("a", "b"), 0.35),  # both reach 0.1 by themselves; they need not sum to one
+        ({"threshold": 0.05}, ("a", "b", "c"), 0.78 / 3),
+        ({"threshold": 0.3}, ("a",), 0.5),
+        ({"threshold": 0.6}, (), 0.5),  # none, although one is the best
+        ({"threshold": 0.0, "top_k": 1}, ("a",), 0.5),
+    ],
+)
+def test_several_answers_may_each_stand_alone(changes: dict[str, Any], expected: tuple[str, ...], score: float) -> None:
+    control = _control("a|aa", "b", "c", multiple=True, **changes)
+    choice = choose_each(control, {"a": 0.01, "aa": 0.5, "b": 0.2, "c": 0.08})
+    assert choice.labels == expected
+    assert choice.score == pytest.approx(score)
+
+
 def test_probabilities_that_are_no_numbers_still_give_an_answer() -> None:
     choice = choose(_control("a", "b"), {"a": float("nan"), "b": float("nan")})
     assert 0.0 <= choice.score <= 1.0
+    assert choose_each(_control("a", multiple=True), {"a": float("nan")}).labels == ()

@@ -17,6 +17,7 @@ from backend.plans import ExtraParams
 from backend.predictor import Answer, Deadline, Predictor
 from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionStore
 from tests.backend.fakes import ColourModel, MemoryImages, squares
+from vlm_core.tags import TagCalibration
 
 BRUSH = """<View><Image name="i" value="$image"/>
 <BrushLabels name="b" toName="i"><Label value="Red"  prompt="red"/><Label value="Blue" prompt="blue"/></BrushLabels>
@@ -222,6 +223,22 @@ def test_the_deadline_holds_between_the_labels_of_one_image(bench: Bench, monkey
     assert len(drawn) == 1
     assert "result" not in item
     assert "not done within 20 s" in item["error"]
+
+
+def test_a_model_that_says_yes_or_no_answers_each_choice_alone(tmp_path: Path, images: MemoryImages) -> None:
+    """The same image and labels: compared, one label is always chosen; asked alone, none or both may be."""
+    config = """<View><Image name="i" value="$image"/><Choices name="m" toName="i" choice="multiple">
+    <Choice value="white"/><Choice value="black"/></Choices></View>"""
+    answered = []
+    for bias in (None, -3.0, -2.0, 13.0):
+        calibration = None if bias is None else TagCalibration(3.0, bias)
+        bench = Bench(tmp_path / str(bias), images, ColourModel(tag_calibration=calibration))
+        (item,) = bench.predict(["white"], config).items
+        assert item["score"] > 0
+        answered.append([choice for region in item["result"] for choice in region["value"]["choices"]])
+        bench.predictor.close()
+    # white is 0 away from the image, black 4.4: probabilities 0.05 and 0, 0.12 and 0, 1 and 0.44
+    assert answered == [["white"], [], ["white"], ["white", "black"]]
 
 
 def test_a_model_without_masks_answers_choices_only(tmp_path: Path, images: MemoryImages) -> None:

@@ -141,7 +141,7 @@ def test_weights_of_the_older_binary_file_are_read_without_running_code(copy: Pa
     (copy / "model.safetensors").unlink()
     torch.testing.assert_close(answers(vlm_core.load(copy, device="cpu"))[0], expected)
     torch.save({"weights": Path("code")}, copy / "pytorch_model.bin")
-    with pytest.raises(errors.CheckpointMismatchError, match=r"pytorch_model\.bin is damaged or holds more"):
+    with pytest.raises(errors.CheckpointMismatchError, match=r"pytorch_model\.bin is damaged, or holds more"):
         vlm_core.load(copy, device="cpu")
 
 
