@@ -77,8 +77,9 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
     if decoder is not None:
         return original_layout.load(decoder, model_name(checkpoint), where, precision)
     kind = read_json(directory / "config.json").get("model_type")
-    layout = siglip_layout if kind == siglip_layout.MODEL_TYPE else hub_layout
-    return layout.load(directory, model_name(checkpoint), where, precision)
+    if kind == siglip_layout.MODEL_TYPE:
+        return siglip_layout.load(directory, model_name(checkpoint), where, precision)
+    return hub_layout.load(directory, model_name(checkpoint), where, precision)
 
 
 def resolve_device(device: str) -> torch.device:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vlm_core.errors import InputError
@@ -82,7 +83,7 @@ def fit_tag_calibration(similarities: Sequence[float], truths: Sequence[bool]) -
     centre, spread = float(x.mean()), float(x.std()) or 1.0
     z = (x - centre) / spread  # cosines of one CLIP lie within a few hundredths of each other
 
-    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+    def loss(parameters: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         logits = parameters[0] * z + parameters[1]
         value = np.mean(np.logaddexp(0, logits) - targets * logits)
         slope = 1 / (1 + np.exp(-np.clip(logits, -500, 500))) - targets
