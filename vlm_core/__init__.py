@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from vlm_core.checkpoint import load
     from vlm_core.errors import CheckpointError, InputError, VLMError
     from vlm_core.model import Model
+    from vlm_core.prompts import Prompt
     from vlm_core.tags import TagCalibration, fit_tag_calibration
     from vlm_core.types import ImageFeatures, MaskLogits, TagScore
 
@@ -26,6 +27,7 @@ __all__ = [
     "InputError",
     "MaskLogits",
     "Model",
+    "Prompt",
     "TagCalibration",
     "TagScore",
     "VLMError",
@@ -39,6 +41,7 @@ _HOME = {
     "InputError": "errors",
     "MaskLogits": "types",
     "Model": "model",
+    "Prompt": "prompts",
     "TagCalibration": "tags",
     "TagScore": "types",
     "VLMError": "errors",

@@ -84,6 +84,11 @@ class CLIP(nn.Module):
         """What the image encoder pooled, (B, D) -> (B, E), L2-normalised."""
         return normalised(self.visual_projection(pooled))
 
+    def visual_conditions(self, pixel_values: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, E), projected and **not** normalised: a visual prompt for a CLIPSeg decoder."""
+        out: Tensor = self.visual_projection(self.image_encoder(pixel_values).pooled)
+        return out
+
     def conditions(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """(N, L) twice -> (N, E), projected and **not** normalised: what a CLIPSeg decoder is conditioned with."""
         out: Tensor = self.text_projection(self.text_encoder(input_ids, attention_mask))

@@ -13,11 +13,14 @@ from torch import Tensor
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
-from vlm_core.masks import upsample_logits
 from vlm_core.preprocess import ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
-from vlm_core.tags import NEUTRAL_TAGS, TagCalibration, against_neutral, check_templates, single_choice
+from vlm_core.prompts import PreparedPrompts, Prompt, as_prompts, prepare_prompts
+from vlm_core.tags import NEUTRAL_TAGS, TagCalibration, against_neutral, single_choice
+from vlm_core.templates import check_templates, fill_template
+from vlm_core.tiles import Tile, choose_windows, segment_windows
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
+from vlm_core.visual_prompts import Exemplar, check_exemplars, highlight
 
 _TEXT_CACHE_ENTRIES = 4096
 _TEXT_BATCH = 256
@@ -106,29 +109,41 @@ class Model:
         """Names everything that image features depend on: checkpoint and precision. Letters, digits and a dash."""
         return f"{self.fingerprint[:16]}-{str(self.dtype).removeprefix('torch.')}"
 
-    def segment(self, image: Image.Image, prompts: Sequence[str]) -> MaskLogits:
+    def segment(
+        self,
+        image: Image.Image,
+        prompts: Sequence[str | Prompt] = (),
+        *,
+        exemplars: Sequence[Exemplar] = (),
+        tile: Tile = None,
+    ) -> MaskLogits:
         """Score every pixel of one image against each prompt.
 
         Prompts do not compete: each is scored alone.
 
         Args:
             image: RGB, 8 bit, EXIF rotation already applied; H x W px, any size.
-            prompts: P >= 1 phrases, none blank.
+            prompts: P >= 1 phrases, none blank, or `Prompt`s: other words, what is not meant, pictures, mixes.
+            exemplars: (picture, mask or box) pairs that show one more thing to look for; short for a last
+                `Prompt(exemplars=exemplars)`, and enough without any other.
+            tile: for what is small in a large image: look at it through overlapping windows as well, the narrowest
+                so many px wide; "auto" chooses. See `vlm_core.tiles` for what windows cannot answer.
 
         Returns:
             Logits, float32, CPU, shape (P, H, W), in prompt order, also for P = 1.
             Unbounded; their sigmoid is not calibrated.
 
         Raises:
-            InputError: no prompt, a blank one, or something that is no image.
+            InputError: nothing to look for, a blank prompt, or something that is no image.
             CapabilityError: the checkpoint only ranks tags.
 
         Source: Lueddecke & Ecker, CVPR 2022, arXiv:2112.10003.
         """
-        phrases = check_phrases(prompts, "prompt")
-        features = self.encode_image(image)
-        grid = self.decode(features, self.encode_text(phrases)).logits
-        return MaskLogits(upsample_logits(grid, (image.height, image.width)), phrases)
+        asked = self.encode_prompts([*as_prompts(prompts), Prompt(exemplars=exemplars)] if exemplars else prompts)
+        grid = self.decode(self.encode_image(image), asked.conditions).logits
+        levels = choose_windows((image.height, image.width), self._mask_parts()[1].size_hw, tile)
+        grid = segment_windows(self, image, asked.conditions, grid, levels)
+        return MaskLogits(asked.answer(grid, (image.height, image.width)), asked.names)
 
     @property
     def tag_calibration(self) -> TagCalibration | None:
@@ -238,13 +253,42 @@ class Model:
                 self._text_cache.popitem(last=False)
         return torch.stack([found[p] for p in phrases])
 
+    @torch.inference_mode()
+    def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
+        """Conditions for `decode` from pictures: (N, E) on the model's device, projected and **not** normalised.
+
+        Args:
+            exemplars: N >= 1 (picture, mask or `xyxy` box) pairs. Each is cropped and its background blurred by
+                `visual_prompts.highlight`, and seen as `segment` sees an image.
+
+        Raises:
+            InputError: none, or one that cannot be used.
+            CapabilityError: the checkpoint only ranks tags.
+        """
+        _, transform = self._mask_parts()
+        shown = check_exemplars(exemplars)
+        if not shown:
+            raise InputError("at least one exemplar is needed")
+        rows = []
+        for start in range(0, len(shown), self.encode_batch):
+            pictures = [
+                highlight(image, region, fill=transform.mean)
+                for image, region in shown[start : start + self.encode_batch]
+            ]
+            rows.append(self.clip.visual_conditions(self._pixels(pictures, transform)))
+        return torch.cat(rows)
+
+    def encode_prompts(self, prompts: Sequence[str | Prompt]) -> PreparedPrompts:
+        """The conditions of P >= 1 prompts, with how the answers to them combine."""
+        return prepare_prompts(prompts, self.encode_text, self.encode_exemplars)
+
     def text_embeds(self, tags: Sequence[str], template: str | Sequence[str] = "{}") -> Tensor:
         """Text embeddings for tags: (N, E) on the model's device, projected and L2-normalised.
 
         Of several templates, the mean of their embeddings, normalised again.
         """
         texts, templates = check_phrases(tags, "tag"), check_templates(template)
-        filled = [form.replace("{}", text) for form in templates for text in texts]
+        filled = [fill_template(form, text) for form in templates for text in texts]
         embeds = normalised(self.encode_text(filled)).view(len(templates), len(texts), -1)
         return embeds[0] if len(templates) == 1 else normalised(embeds.float().mean(0)).to(embeds.dtype)
 

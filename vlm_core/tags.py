@@ -114,18 +114,3 @@ def against_neutral(similarities: Tensor, neutral: Tensor, scale: float) -> Tens
         (N,), in [0, 1]: the smallest of M softmaxes over two, which is that against the most similar neutral word.
     """
     return torch.sigmoid(scale * (similarities - neutral.max()))
-
-
-def check_templates(template: str | Sequence[str]) -> tuple[str, ...]:
-    """Templates as a tuple.
-
-    Raises:
-        InputError: none, or one that has not exactly one `{}`, the tag's place.
-    """
-    templates = (template,) if isinstance(template, str) else tuple(template)
-    for text in templates:
-        if not isinstance(text, str) or text.count("{}") != 1:
-            raise InputError(f'a template needs one {{}} where the tag goes, as in "a photo of a {{}}.", got {text!r}')
-    if not templates:
-        raise InputError('at least one template is needed; "{}" is the tag alone')
-    return templates

@@ -21,10 +21,10 @@ from vlm_core.tags import (
     NEUTRAL_TAGS,
     TagCalibration,
     against_neutral,
-    check_templates,
     fit_tag_calibration,
     single_choice,
 )
+from vlm_core.templates import check_templates
 
 PICTURE = Image.linear_gradient("L").resize((90, 60)).convert("RGB")
 TAGS = ("a dog on the grass", "left player", "x")

@@ -154,6 +154,7 @@ def generate_scene(
     must_have: Sequence[str] = (),
     distractors: bool = True,
     draw_size: tuple[int, int] | None = None,
+    diameter: float | None = None,
 ) -> Scene:
     """Make the scene of a seed.
 
@@ -165,6 +166,8 @@ def generate_scene(
         distractors: whether shapes without a name may occur too.
         draw_size: draw the scene of `size` squashed to this width and height (as a model with a square
             input sees it) instead of drawing it large and shrinking it; masks have this size then.
+        diameter: of every object, in parts of the shorter side, instead of the size classes' own: for small things
+            in large pictures. Words for sizes mean nothing in such a scene.
 
     Returns:
         A scene with two to four named objects (more if `must_have` names more) that do not touch, at least two
@@ -183,10 +186,12 @@ def generate_scene(
     chosen = DEFAULT_SIZES[int(rng.integers(len(DEFAULT_SIZES)))]
     if size is not None:
         chosen = (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+    if diameter is not None and not 0 < diameter <= _DIAMETERS["large"][1]:
+        raise ValueError(f"diameter {diameter} cannot be drawn: above 0, at most {_DIAMETERS['large'][1]}")
     if not (min(chosen) >= 32 and max(chosen) <= 4096 and max(chosen) <= 2 * min(chosen)):
         raise ValueError(f"size {chosen} cannot be drawn: 32 to 4096 px, the longer side at most twice the shorter")
     extent = (chosen[0] / min(chosen), chosen[1] / min(chosen))
-    placed = _place(rng, extent, shapes, tuple(must_have), distractors)
+    placed = _place(rng, extent, shapes, tuple(must_have), distractors, diameter)
     background = drawing.make_background(rng)
     attributes = tuple(item.attributes for item in placed)
     captions = tuple(dict.fromkeys(caption(attributes, rng) for _ in range(4)))
@@ -201,6 +206,7 @@ def _place(
     shapes: tuple[str, ...],
     must_have: tuple[str, ...],
     distractors: bool,
+    diameter: float | None,
 ) -> list[_Placed]:
     """Choose the objects and find room for them."""
     named = int(rng.choice([2, 3, 4], p=[0.3, 0.45, 0.25]))
@@ -216,7 +222,7 @@ def _place(
         item = wanted[index]
         figure = drawing.make_figure(item.shape, rng)
         fill = drawing.make_fill(item.colour, item.pattern, rng)
-        radius = float(rng.uniform(*_DIAMETERS[item.size])) / 2
+        radius = float(rng.uniform(*_DIAMETERS[item.size])) / 2 if diameter is None else diameter / 2
         tries = rng.random((80, 2))
         reach = radius * float(np.linalg.norm(figure.points, axis=1).max())
         for u, v in tries:
@@ -231,7 +237,7 @@ def _place(
     missing = set(must_have) - {item.attributes.shape for item in placed}
     kinds = {(item.attributes.shape, item.attributes.colour) for item in placed if item.attributes.named}
     if missing or len(kinds) < 2:
-        return _place(rng, extent, shapes, must_have, distractors)
+        return _place(rng, extent, shapes, must_have, distractors, diameter)
     return placed
 
 
