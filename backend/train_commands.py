@@ -117,6 +117,20 @@ def train_clipseg_command(
     normalise_inputs: Annotated[
         bool, typer.Option("--normalise-inputs", help="Layer norms before the decoder: for encoders that learn.")
     ] = False,
+    paper: Annotated[
+        bool, typer.Option("--paper", help="The CLIPSeg paper's settings; what is given beside it counts.")
+    ] = False,
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="Sentence with {} for the phrase; one is drawn each time. Repeatable; clipseg: its nine."),
+    ] = None,
+    text_weight: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Least and most weight of the text, mixed with a picture of the same phrase's object."),
+    ] = None,
+    crop: Annotated[
+        bool | None, typer.Option("--crop/--no-crop", help="Random squares that show the object. Default: no.")
+    ] = None,
     absent: Annotated[
         float, typer.Option(help="Share of phrases exchanged for another image's, with an empty mask.")
     ] = 0.2,
@@ -137,15 +151,20 @@ def train_clipseg_command(
     """Train a CLIPSeg decoder (masks) on phrases with masks, over a CLIP that stays frozen.
 
     Example: vlm train clipseg --train train.jsonl --validation val.jsonl --clip runs/clip/checkpoint --out runs/clipseg
+
+    Example: vlm train clipseg --paper --train phrasecut.jsonl --clip openai/clip-vit-base-patch16 --out runs/rd64
     """
     from vlm_core.data import JsonlPhrases
-    from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+    from vlm_core.prompts import named_templates
+    from vlm_core.recipes.train_clipseg import PAPER, REFINED_STEPS, TrainClipsegSettings, train_clipseg
 
     given = _given(
         image_size=image_size,
         contrastive_weight=contrastive_weight,
         word_weight=word_weight,
         phrases_per_image=phrases_per_image,
+        templates=named_templates(template) if template else None,
+        text_weight=text_weight,
         steps=steps,
         batch_size=batch_size,
         learning_rate=learning_rate,
@@ -158,15 +177,22 @@ def train_clipseg_command(
         precision=precision,
         name=name,
     )
+    published = {**PAPER, **({"steps": REFINED_STEPS} if refined_head else {})} if paper else {}
     settings = TrainClipsegSettings(
         clip=clip,
         refined_head=refined_head,
         normalise_inputs=normalise_inputs,
         train_encoders=train_encoders,
-        **given,
+        **{**published, **given},
+    )
+    source = JsonlPhrases(
+        train,
+        absent=absent,
+        crop=paper if crop is None else crop,
+        exemplars=settings.text_weight is not None,
     )
     held_out = None if validation is None else JsonlPhrases(validation).every_sample
-    written = train_clipseg(settings, JsonlPhrases(train, absent=absent), held_out, out, resume=resume, quiet=quiet)
+    written = train_clipseg(settings, source, held_out, out, resume=resume, quiet=quiet)
     typer.echo(f"The model is in {written}, its curve in {out / 'metrics.png'}")
 
 

@@ -23,14 +23,18 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlm_core.crops import object_crop
 from vlm_core.errors import DataError
 from vlm_core.pictures import open_picture
+
+if TYPE_CHECKING:
+    from vlm_core.visual_prompts import Exemplar
 
 FloatArray = npt.NDArray[np.float32]
 
@@ -44,12 +48,15 @@ class PhraseSample:
         phrases: P texts; where a mask is empty the phrase is true of nothing.
         masks: float32 (P, H, W) in [0, 1], how much of each pixel is the object; any size of the image's shape.
         text: a description of the whole image, or None.
+        exemplars: P, for each phrase its object in another image, or None where no other shows it; empty where the
+            source gives none.
     """
 
     image: Image.Image
     phrases: tuple[str, ...]
     masks: FloatArray
     text: str | None = None
+    exemplars: tuple[Exemplar | None, ...] = ()
 
 
 class PairSource(Protocol):
@@ -245,7 +252,7 @@ class JsonlPairs:
 class JsonlPhrases:
     """Referring phrases from a JSONL file: one item an image, with all of its phrases."""
 
-    def __init__(self, path: str | Path, *, absent: float = 0.2) -> None:
+    def __init__(self, path: str | Path, *, absent: float = 0.2, crop: bool = False, exemplars: bool = False) -> None:
         """Read and check all lines; images and masks are opened when they are asked for.
 
         Args:
@@ -253,12 +260,21 @@ class JsonlPhrases:
             absent: share of phrases that are exchanged for another image's phrase with an empty mask, as the
                 CLIPSeg paper does for PhraseCut (0.2). Phrases of the image itself are never taken. Set it to
                 0 where phrases are so general that another image's phrase is often true of this one.
+            crop: give a random square of each image, chosen so that the first of the sample's phrases is seen in it.
+            exemplars: give for each phrase its object in another image that has the same phrase, where there is one.
         """
         self.rows: dict[Path, list[PhraseRow]] = {}
         for row in read_phrases(path):
             self.rows.setdefault(row.image, []).append(row)
         self.images = list(self.rows)
         self.absent = absent
+        self.crop = crop
+        self.exemplars = exemplars
+        self._shown: dict[str, list[PhraseRow]] = {}
+        for rows in self.rows.values():
+            for row in rows:
+                if row.mask is not None:
+                    self._shown.setdefault(row.phrase.casefold(), []).append(row)
         self._phrases = sorted({row.phrase for rows in self.rows.values() for row in rows})
 
     def __len__(self) -> int:
@@ -274,7 +290,7 @@ class JsonlPhrases:
         while len(order) < count:
             order += [int(i) for i in rng.permutation(len(rows))]
         phrases: list[str] = []
-        masks = np.zeros((count, image.height, image.width), dtype=np.float32)
+        masks: FloatArray = np.zeros((count, image.height, image.width), dtype=np.float32)
         for slot, row_index in enumerate(order[:count]):
             row = rows[row_index]
             phrase, mask = row.phrase, row.mask
@@ -287,7 +303,25 @@ class JsonlPhrases:
                 masks[slot] = open_mask(mask, image.size)
         texts = [row.text for row in rows if row.text is not None]
         text = texts[int(rng.integers(len(texts)))] if texts else None
-        return PhraseSample(image, tuple(phrases), masks, text)
+        if self.crop:
+            # By what the phrase means before it may have been exchanged: an absent one needs no other crop.
+            first = rows[order[0]].mask
+            seen = masks[0] if first is None or masks[0].any() else open_mask(first, image.size)
+            box = object_crop(seen > 0, rng)
+            image, masks = image.crop(box), np.ascontiguousarray(masks[:, box[1] : box[3], box[0] : box[2]])
+        shown = tuple(self._exemplar(phrase, index, rng) for phrase in phrases) if self.exemplars else ()
+        return PhraseSample(image, tuple(phrases), masks, text, shown)
+
+    def _exemplar(self, phrase: str, index: int, rng: np.random.Generator) -> Exemplar | None:
+        """The object of a phrase in another image than that of the index."""
+        rows = [row for row in self._shown.get(phrase.casefold(), []) if row.image != self.images[index]]
+        if not rows:
+            return None
+        row = rows[int(rng.integers(len(rows)))]
+        assert row.mask is not None  # only such rows were kept
+        image = open_image(row.image)
+        mask = open_mask(row.mask, image.size) > 0
+        return (image, mask) if mask.any() else None
 
     def every_sample(self) -> Iterator[PhraseSample]:
         """Every image with all its phrases as the file has them, none exchanged: for evaluation."""

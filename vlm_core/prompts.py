@@ -91,6 +91,11 @@ class Prompt:
         return " | ".join(self.texts)
 
 
+def named_templates(templates: Sequence[str]) -> tuple[str, ...]:
+    """Templates as a command line gives them: "clipseg" stands for CLIPSeg's nine."""
+    return check_templates([t for name in templates for t in (CLIPSEG_TEMPLATES if name == "clipseg" else (name,))])
+
+
 @dataclass(frozen=True, slots=True)
 class PreparedPrompts:
     """P prompts as C >= P conditions, and how the answers to these combine.

@@ -209,8 +209,8 @@ def add_windows(before: Tensor, windows: Tensor, size_hw: tuple[int, int], seen_
     grid_hw = (int(windows.shape[1]), int(windows.shape[2]))
     # What is large needs no fine grid.
     cell = seen_px / _CELLS
-    coarse_hw = tuple(max(1, min(cells, round(length / cell))) for cells, length in zip(grid_hw, size_hw, strict=True))
-    coarse = F.adaptive_avg_pool2d(windows[None], coarse_hw)
+    rows, columns = (max(1, min(c, round(length / cell))) for c, length in zip(grid_hw, size_hw, strict=True))
+    coarse = F.adaptive_avg_pool2d(windows[None], (rows, columns))
     kernel = _CELLS + 1
 
     def widen(logits: Tensor) -> Tensor:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
+from vlm_core.crops import object_crop
 from vlm_core.data import JsonlPairs, JsonlPhrases, batch_indices, open_mask, read_pairs, read_phrases
 from vlm_core.errors import DataError
 
@@ -195,3 +198,79 @@ def test_masks_of_any_mode(tmp_path: Path, mode: str) -> None:
         mask = Image.fromarray(white).convert("L").convert(mode)
     mask.save(tmp_path / "mask.png")
     assert np.array_equal(open_mask(tmp_path / "mask.png", (4, 3)), white)
+
+
+def objects(folder: Path) -> Path:
+    """Three pictures of 40 x 20 px with a horse each, at another place; one has a dog, too."""
+    rows: list[object] = []
+    for number in range(3):
+        level = 60 * number + 60
+        Image.new("RGB", (40, 20), (level, level, level)).save(folder / f"o{number}.png")
+        mask = np.zeros((20, 40), dtype=np.uint8)
+        mask[5:15, 10 * number : 10 * number + 15] = 255
+        Image.fromarray(mask).save(folder / f"o{number}-horse.png")
+        rows.append(
+            {"image": f"o{number}.png", "phrase": "Horse" if number else "horse", "mask": f"o{number}-horse.png"}
+        )
+    rows.append({"image": "o0.png", "phrase": "dog", "mask": "o0-horse.png"})
+    rows.append({"image": "o1.png", "phrase": "cat", "mask": None})
+    return write(folder, *rows)
+
+
+def test_exemplars_show_the_same_phrase_in_another_image(folder: Path) -> None:
+    source = JsonlPhrases(objects(folder), absent=0.0, exemplars=True)
+    shown: set[int] = set()
+    for draw in range(20):
+        sample = source.sample(0, np.random.default_rng(draw), 2)
+        assert len(sample.exemplars) == 2
+        for phrase, exemplar in zip(sample.phrases, sample.exemplars, strict=True):
+            assert (exemplar is None) == (phrase == "dog")  # no other image has a dog
+            if exemplar is not None:
+                image, mask = exemplar
+                level = image.getpixel((0, 0))[0]
+                assert mask.dtype == np.bool_
+                assert np.array_equal(np.flatnonzero(mask.any(0))[[0, -1]], [level // 6 - 10, level // 6 + 4])
+                shown.add(level)
+    assert shown == {120, 180}
+    assert JsonlPhrases(objects(folder)).sample(0, np.random.default_rng(0), 2).exemplars == ()
+    assert source.sample(1, np.random.default_rng(0), 4).exemplars.count(None) == 2  # a cat is nowhere
+
+
+def test_crops_are_squares_that_show_the_first_phrase(folder: Path) -> None:
+    source = JsonlPhrases(objects(folder), absent=0.0, crop=True)
+    lefts = set()
+    for draw in range(20):
+        sample = source.sample(2, np.random.default_rng(draw), 2)
+        assert sample.image.size == (20, 20)
+        assert sample.masks.shape == (2, 20, 20)
+        assert sample.masks[0].sum() > 0.05 * 40 * 20
+        lefts.add(int(sample.masks[0].any(0).argmax()))
+    assert len(lefts) > 3
+
+
+def test_what_is_drawn_for_exemplars_and_crops_depends_on_the_generator_alone(folder: Path) -> None:
+    source = JsonlPhrases(objects(folder), absent=0.5, crop=True, exemplars=True)
+    a, b = (source.sample(0, np.random.default_rng(3), 3) for _ in range(2))
+    assert a.phrases == b.phrases
+    assert np.array_equal(a.masks, b.masks)
+    assert [e is None for e in a.exemplars] == [e is None for e in b.exemplars]
+
+
+@given(st.integers(1, 40), st.integers(1, 40), st.integers(0, 1000))
+def test_a_crop_is_the_largest_square_and_shows_as_much_as_it_must(height: int, width: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    mask = rng.random((height, width)) < 0.02
+    x0, y0, x1, y1 = object_crop(mask, rng)
+    assert (x1 - x0, y1 - y0) == (min(height, width),) * 2
+    assert 0 <= x0 < x1 <= width
+    assert 0 <= y0 < y1 <= height
+
+
+def test_a_small_object_is_in_the_crop_where_any_of_the_places_shows_it() -> None:
+    mask = np.zeros((20, 200), dtype=bool)
+    mask[8:12, 90:94] = True  # too small for the wanted share: the place that shows most is taken
+    for seed in range(20):
+        x0, _, x1, _ = object_crop(mask, np.random.default_rng(seed))
+        assert x0 < 94
+        assert x1 > 90
+    assert object_crop(mask.T, np.random.default_rng(0))[1:4:2] == object_crop(mask, np.random.default_rng(0))[0:3:2]

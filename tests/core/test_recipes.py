@@ -20,13 +20,14 @@ from backend.cli import app
 from vlm_core.data import JsonlPairs, JsonlPhrases, PhraseSample
 from vlm_core.demo.scenes import generate_scene
 from vlm_core.demo.source import SceneSource
-from vlm_core.errors import CheckpointMismatchError, CheckpointNotFoundError
+from vlm_core.errors import CheckpointMismatchError, CheckpointNotFoundError, DataError
 from vlm_core.image_encoder import ImageEncoder
+from vlm_core.preprocess import IMAGENET_MEAN, IMAGENET_STD
 from vlm_core.recipes.chart import draw_chart
 from vlm_core.recipes.common import SettingsError, learning_rate, parameter_groups
 from vlm_core.recipes.encoders import make_image_encoder
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
-from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+from vlm_core.recipes.train_clipseg import PAPER, TrainClipsegSettings, train_clipseg
 from vlm_core.text_encoder import TextEncoder
 from vlm_core.vocabulary import build_tokenizer, words_of
 
@@ -303,6 +304,77 @@ def test_the_word_loss_keeps_apart_what_masks_do_not_tell(base: Path, phrase_fil
     assert angle(1.0) < angle(0.0) - 0.1
 
 
+def shown_file(folder: Path, words: tuple[str, ...] = ("circle", "square")) -> Path:
+    """Scenes with one shape of each name, so that each phrase is shown in several images."""
+    lines = []
+    for seed in range(16):
+        scene = generate_scene(seed, size=64, shapes=words, must_have=words, distractors=False)
+        scene.image.save(folder / f"{seed}.png")
+        for word in words:
+            Image.fromarray(scene.mask_of(word)).convert("L").save(folder / f"{seed}-{word}.png")
+            lines.append({"image": f"{seed}.png", "phrase": word, "mask": f"{seed}-{word}.png"})
+    path = folder / "shown.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def test_train_clipseg_mixes_texts_and_pictures_as_drawn(base: Path, tmp_path: Path) -> None:
+    """Resumed equals uninterrupted with all that is drawn; pictures matter; without them nothing else is drawn."""
+    source = JsonlPhrases(shown_file(tmp_path), crop=True, exemplars=True)
+    settings = clipseg(base, templates=("a photo of a {}.", "{}."), text_weight=(0.2, 0.7))
+    whole = weights(train_clipseg(settings, source, None, tmp_path / "whole", quiet=True))
+    again = weights(train_clipseg(settings, source, None, tmp_path / "again", quiet=True))
+    assert same(whole, again)
+    for name, other in (
+        ("text", dataclasses.replace(settings, text_weight=(1.0, 1.0))),
+        ("plain", dataclasses.replace(settings, templates=("{}",))),
+    ):
+        assert not same(weights(train_clipseg(other, source, None, tmp_path / name, quiet=True)), whole)
+    # Weights of 1 are text alone, whatever is shown.
+    one = train_clipseg(clipseg(base, text_weight=(1.0, 1.0)), source, None, tmp_path / "one", quiet=True)
+    none = train_clipseg(clipseg(base), source, None, tmp_path / "none", quiet=True)
+    assert same(weights(one), weights(none))
+
+
+def test_train_clipseg_learns_from_pictures_alone(base: Path, tmp_path: Path) -> None:
+    source = JsonlPhrases(shown_file(tmp_path), absent=0.0, exemplars=True)
+    settings = clipseg(
+        base, text_weight=(0.0, 0.0), train_encoders=True, normalise_inputs=True, steps=120, batch_size=8,
+        phrases_per_image=2, learning_rate=3e-3, dropout=0.0, evaluate_every=20, save_every=20, image_size=64,
+    )  # fmt: skip
+    train_clipseg(settings, source, None, tmp_path / "run", quiet=True)
+    measured = rows(tmp_path / "run")
+    assert measured[-1]["mask_loss"] < 0.8 * measured[0]["mask_loss"]
+
+
+def test_text_weights_need_data_that_shows_something(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="exemplars=True"):
+        train_clipseg(clipseg(base, text_weight=(0.0, 0.5)), JsonlPhrases(phrase_file), None, tmp_path / "run")
+
+
+def test_the_papers_settings_can_be_used_and_repeat_its_schedule() -> None:
+    settings = TrainClipsegSettings(clip="any", **PAPER)
+    assert settings.problems() == []
+    rates = [
+        learning_rate(step, settings.steps, settings.learning_rate, warmup=settings.warmup, final=settings.final_rate)
+        for step in range(settings.steps)
+    ]
+    assert rates[0] == 1e-3
+    assert rates[10_000] == pytest.approx((1e-3 + 1e-4) / 2)
+    assert rates[-1] == pytest.approx(1e-4, rel=1e-3)
+    assert rates == sorted(rates, reverse=True)
+    assert len(settings.templates) == 9
+    assert (settings.batch_size, settings.dice_weight, settings.text_weight) == (64, 0.0, (0.0, 0.5))
+
+
+def test_a_decoders_colours_can_be_imagenets(base: Path, phrase_file: Path, tmp_path: Path) -> None:
+    settings = clipseg(base, imagenet_colours=True, steps=2)
+    built = train_clipseg(settings, JsonlPhrases(phrase_file), None, tmp_path / "run", quiet=True)
+    transform = vlm_core.load(built, device="cpu").mask_transform
+    assert transform is not None
+    assert (transform.mean, transform.std) == (IMAGENET_MEAN, IMAGENET_STD)
+
+
 @pytest.mark.parametrize("train_encoders", [False, True])
 def test_train_clipseg_resumed_equals_uninterrupted(
     base: Path, scenes: SceneSource, tmp_path: Path, train_encoders: bool
@@ -407,6 +479,9 @@ def test_train_clipseg_lists_its_problems(scenes: SceneSource, tmp_path: Path) -
         phrases_per_image=0,
         evaluate_every=3,
         save_every=2,
+        templates=("a photo",),
+        text_weight=(0.5, 0.2),
+        warmup=1.5,
     )
     with pytest.raises(SettingsError) as caught:
         train_clipseg(bad, scenes, None, tmp_path / "run")
@@ -416,6 +491,9 @@ def test_train_clipseg_lists_its_problems(scenes: SceneSource, tmp_path: Path) -
         "'int8'",
         "phrases_per_image is 0",
         "multiple of save_every 2",
+        "'a photo'",
+        "(0.5, 0.2)",
+        "warmup 1.5",
     ):
         assert words in str(caught.value)
 
@@ -443,6 +521,7 @@ def test_learning_rate_rises_then_falls() -> None:
     assert rates[55] == pytest.approx(0.01 + 0.99 * 0.5, abs=0.01)
     assert rates[-1] == pytest.approx(0.01, abs=0.001)
     assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert learning_rate(0, 100, 1.0, warmup=0.0) == 1.0
 
 
 def test_weight_decay_spares_embeddings_norms_biases_and_the_temperature(base: Path) -> None:
@@ -500,6 +579,14 @@ def test_the_commands_train_and_evaluate_from_files(base: Path, phrase_file: Pat
     arguments = ["train", "clipseg", "--train", str(phrase_file), "--clip", str(base), "--out", str(tmp_path / "seg")]
     arguments += ["--steps", "2", "--batch-size", "4", "--evaluate-every", "1", "--device", "cpu", "--quiet"]
     assert run.invoke(app, arguments, catch_exceptions=False).exit_code == 0
+
+    arguments = ["train", "clipseg", "--paper", "--train", str(shown_file(tmp_path)), "--clip", str(base)]
+    arguments += ["--steps", "2", "--batch-size", "4", "--evaluate-every", "1", "--image-size", "32", "--quiet"]
+    arguments += ["--text-weight", "0.1", "0.4", "--out", str(tmp_path / "paper"), "--device", "cpu"]
+    assert run.invoke(app, arguments, catch_exceptions=False).exit_code == 0
+    about = json.loads((tmp_path / "paper" / "checkpoint" / "manifest.json").read_text())["about"]["settings"]
+    assert (about["text_weight"], about["steps"], about["final_rate"]) == ([0.1, 0.4], 2, 0.1)
+    assert "a photograph of a {}." in about["templates"]
 
     arguments = ["evaluate", "--checkpoint", str(tmp_path / "seg" / "checkpoint"), "--phrases", str(phrase_file)]
     result = run.invoke(app, [*arguments, "--pairs", str(pairs), "--json"], catch_exceptions=False)

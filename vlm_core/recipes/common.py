@@ -48,10 +48,10 @@ def learning_rate(step: int, steps: int, peak: float, *, warmup: float = 0.1, fi
         step: 0 for the first update.
         steps: updates in all.
         peak: highest rate.
-        warmup: part of the steps, 0 to 1.
+        warmup: part of the steps, 0 to 1; with 0 the first update has the highest rate.
         final: last rate in parts of the peak.
     """
-    rise = max(1.0, warmup * steps)
+    rise = max(1.0, warmup * steps) if warmup else 0.0
     if step < rise:
         return peak * (step + 1) / (rise + 1)
     done = min(1.0, (step - rise) / max(1.0, steps - rise))
