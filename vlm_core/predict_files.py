@@ -10,12 +10,16 @@ from pathlib import Path
 
 from PIL import Image
 
+from vlm_core.data import open_image, open_mask
 from vlm_core.errors import CapabilityError, DataError, InputError
-from vlm_core.masks import binarise, bounding_box, combine_alternatives, upsample_logits
+from vlm_core.masks import binarise, bounding_box
 from vlm_core.model import Model
 from vlm_core.overlay import draw_overlay
 from vlm_core.pictures import open_picture
+from vlm_core.prompts import Prompt
+from vlm_core.tiles import Tile, choose_windows, segment_windows
 from vlm_core.types import TagScore, check_phrases
+from vlm_core.visual_prompts import Exemplar
 
 _MAX_STEM_BYTES = 100
 """Of UTF-8. File names hold at most 255 bytes, and a prompt is added to the image's name."""
@@ -26,7 +30,7 @@ class PromptResult:
     """One prompt on one image.
 
     Attributes:
-        prompt: as asked; alternatives separated by `|`.
+        prompt: as asked; alternatives separated by `|`; "exemplar" for one that pictures alone show.
         score: mean probability inside the mask, in [0, 1]; the highest probability anywhere if it is empty.
         area: fraction of the image that the mask covers, in [0, 1].
         box_xyxy: of the mask, px, end exclusive; None where nothing was found.
@@ -66,10 +70,11 @@ def predict_files(
     model: Model,
     images: Sequence[Path],
     *,
-    prompts: Sequence[str],
+    prompts: Sequence[str | Prompt],
     tags: Sequence[str],
     out: Path,
     threshold: float = 0.5,
+    tile: Tile = None,
     on_image: Callable[[FileResult], None] = lambda result: None,
 ) -> list[FileResult]:
     """Predict every file and write overlays, masks and `predictions.json` into `out`.
@@ -77,10 +82,11 @@ def predict_files(
     Args:
         model: any loaded model; prompts need one that gives masks.
         images: paths of image files that Pillow reads. One that it does not read costs only itself.
-        prompts: phrases, each `a | b | ...` where alternatives mean one thing (combined by the maximum).
+        prompts: phrases, each `a | b | ...` where alternatives mean one thing (combined by the maximum), or `Prompt`s.
         tags: texts to rank.
         out: directory, made where it is missing; files of the same name are replaced.
         threshold: probability from which a pixel belongs to a mask, in [0, 1].
+        tile: as for `Model.segment`.
         on_image: called after each image, for progress.
 
     Raises:
@@ -94,7 +100,8 @@ def predict_files(
         raise InputError("nothing was asked: give at least one prompt or one tag")
     if not 0 <= threshold <= 1:
         raise InputError(f"threshold {threshold} must lie between 0 and 1")
-    alternatives = [split_alternatives(prompt) for prompt in prompts]
+    asked = [p if isinstance(p, Prompt) else Prompt(split_alternatives(p)) for p in prompts]
+    names = [p if isinstance(p, str) else p.name or "exemplar" for p in prompts]
     if tags:
         check_phrases(tags, "tag")
     if prompts and not model.can_segment:
@@ -113,12 +120,14 @@ def predict_files(
         except DataError as error:
             result = FileResult(str(path), 0, 0, (), (), None, str(error))
         else:
-            result = _predict_one(model, path, image, stem, prompts, alternatives, tags, out, threshold)
+            result = _predict_one(model, path, image, stem, names, asked, tags, out, threshold, tile)
         results.append(result)
         on_image(result)
     document = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "threshold": threshold,
+        "tile": tile,
+        "asked": [_told(prompt) for prompt in asked],
         "images": [asdict(r) for r in results],
     }
     (out / "predictions.json").write_text(json.dumps(document, indent=1) + "\n")
@@ -133,30 +142,103 @@ def split_alternatives(prompt: str) -> list[str]:
     return phrases
 
 
+def make_prompts(
+    prompts: Sequence[str],
+    *,
+    not_prompts: Sequence[str] = (),
+    exemplars: Sequence[Exemplar] = (),
+    text_weight: float | None = None,
+    templates: Sequence[str] = ("{}",),
+) -> list[Prompt]:
+    """The prompts of a command line.
+
+    Args:
+        prompts: phrases, each `a | b | ...`.
+        not_prompts: what none of them may include; likewise.
+        exemplars: pictures of one thing. It is asked for on its own, after the prompts.
+        text_weight: mix the exemplars into every prompt instead, so much of its text, 0..1.
+        templates: for all of them.
+
+    Raises:
+        InputError: a blank phrase, a value that cannot be used, `text_weight` without both prompts and exemplars, or
+            `not_prompts` without either.
+    """
+    if text_weight is not None and not (prompts and exemplars):
+        raise InputError("text_weight mixes prompts with exemplars: give at least one of each")
+    if not_prompts and not (prompts or exemplars):
+        raise InputError("not_prompts leaves something out of what is asked for: give a prompt or an exemplar, too")
+    against = [phrase for prompt in not_prompts for phrase in split_alternatives(prompt)]
+    mixed = text_weight is not None
+    out = [
+        Prompt(
+            split_alternatives(prompt),
+            not_texts=against,
+            exemplars=exemplars if mixed else (),
+            text_weight=text_weight if text_weight is not None else 1.0,
+            templates=templates,
+        )
+        for prompt in prompts
+    ]
+    if exemplars and not mixed:
+        out.append(Prompt(not_texts=against, exemplars=exemplars, templates=templates))
+    return out
+
+
+def read_exemplar(text: str) -> Exemplar:
+    """`IMAGE:MASK`, two files, or `IMAGE:x0,y0,x1,y1`, a box in px -> picture and region.
+
+    Raises:
+        InputError: of another form.
+        DataError: a file that cannot be read, or a mask of another size than its image.
+    """
+    path, _, region = text.rpartition(":")
+    if not path or not region:
+        raise InputError(f"the exemplar {text!r} must be IMAGE:MASK or IMAGE:x0,y0,x1,y1")
+    image = open_image(Path(path))
+    try:
+        x0, y0, x1, y1 = (float(value) for value in region.split(","))
+    except ValueError:
+        return image, open_mask(Path(region), image.size) > 0
+    return image, (x0, y0, x1, y1)
+
+
+def _told(prompt: Prompt) -> dict[str, object]:
+    """A prompt for `predictions.json`."""
+    return {
+        "texts": prompt.texts,
+        "not_texts": prompt.not_texts,
+        "exemplars": len(prompt.exemplars),
+        "text_weight": prompt.text_weight,
+        "templates": prompt.templates,
+        "combine": prompt.combine,
+    }
+
+
 def _predict_one(
     model: Model,
     path: Path,
     image: Image.Image,
     stem: str,
-    prompts: Sequence[str],
-    alternatives: Sequence[Sequence[str]],
+    names: Sequence[str],
+    asked: Sequence[Prompt],
     tags: Sequence[str],
     out: Path,
     threshold: float,
+    tile: Tile,
 ) -> FileResult:
-    features = model.encode_image(image, masks=bool(prompts), tags=bool(tags))
+    features = model.encode_image(image, masks=bool(asked), tags=bool(tags))
     found, drawn, legend = [], [], []
-    if prompts:
-        phrases = [phrase for group in alternatives for phrase in group]
-        grid = model.decode(features, model.encode_text(phrases)).logits
-        groups, start = [], 0
-        for group in alternatives:
-            groups.append(range(start, start + len(group)))
-            start += len(group)
-        for index, (prompt, group_indices) in enumerate(zip(prompts, groups, strict=True)):
+    if asked:
+        size_hw = (image.height, image.width)
+        prepared = model.encode_prompts(asked)
+        grid = model.decode(features, prepared.conditions).logits
+        if tile is not None:
+            assert model.mask_transform is not None  # it gave masks
+            levels = choose_windows(size_hw, model.mask_transform.size_hw, tile)
+            grid = segment_windows(model, image, prepared.conditions, grid, levels)
+        for index, prompt in enumerate(names):
             # one prompt at a time: all of them at full size would fill the memory of a large photograph
-            rows = upsample_logits(grid[list(group_indices)], (image.height, image.width)).sigmoid()
-            probability = combine_alternatives(rows, [range(len(group_indices))])[0].numpy()
+            probability = prepared.answer_one(index, grid, size_hw).sigmoid().numpy()
             mask = binarise(probability, threshold)
             name = f"{stem}.mask-{index + 1}-{_slug(prompt)}.png"
             Image.fromarray(mask).convert("L").save(out / name)

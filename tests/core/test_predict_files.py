@@ -9,15 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from typer.testing import CliRunner
 
 import vlm_core
+from backend.cli import app
 from backend.terminal import print_predictions
 from tests.core.factories import make_clip_directory, make_clipseg_directory
 from vlm_core import errors, masks
 from vlm_core.model import Model
 from vlm_core.overlay import PALETTE, draw_overlay
 from vlm_core.pictures import open_picture
-from vlm_core.predict_files import predict_files, split_alternatives
+from vlm_core.predict_files import make_prompts, predict_files, read_exemplar, split_alternatives
+from vlm_core.prompts import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +72,69 @@ def test_one_broken_file_costs_only_itself(model: Model, photo: Path, tmp_path: 
     assert "broken.png" in str(results[0].error)
     assert results[1].overlay != results[2].overlay  # two images of one name do not overwrite each other
     assert seen == results
+
+
+def exemplar_files(folder: Path) -> tuple[Path, Path]:
+    rng = np.random.default_rng(5)
+    Image.fromarray(rng.integers(0, 255, (40, 60, 3), dtype=np.uint8)).save(folder / "shown.png")
+    mask = np.zeros((40, 60), dtype=np.uint8)
+    mask[10:30, 20:50] = 255
+    Image.fromarray(mask).save(folder / "shown-mask.png")
+    return folder / "shown.png", folder / "shown-mask.png"
+
+
+def test_prompts_of_every_kind_are_the_models_answers(model: Model, photo: Path, tmp_path: Path) -> None:
+    image, mask = exemplar_files(tmp_path)
+    by_mask, by_box = read_exemplar(f"{image}:{mask}"), read_exemplar(f"{image}:20,10,50,30")
+    prompts = [
+        *make_prompts(["left | right"], not_prompts=["dog | cat"], exemplars=[by_mask], templates=["a {}."]),
+        *make_prompts(["left"], exemplars=[by_box, by_mask], text_weight=0.3),
+    ]
+    (result,) = predict_files(model, [photo], prompts=prompts, tags=[], out=tmp_path / "out", tile=40)
+    assert [r.prompt for r in result.prompts] == ["left | right", "exemplar", "left"]
+    upright = ImageOps.exif_transpose(Image.open(photo)).convert("RGB")
+    same = [
+        Prompt(["left", "right"], not_texts=["dog", "cat"], templates=["a {}."]),
+        Prompt(not_texts=["dog", "cat"], exemplars=[by_mask], templates=["a {}."]),
+        Prompt(["left"], exemplars=[by_mask, by_mask], text_weight=0.3),
+    ]
+    expected = model.segment(upright, same, tile=40).probabilities()
+    for found, truth in zip(result.prompts, expected, strict=True):
+        written = np.asarray(Image.open(tmp_path / "out" / found.mask)) == 255
+        assert np.array_equal(written, masks.binarise(truth, 0.5))
+    assert not np.array_equal(expected[0], expected[1])
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert document["tile"] == 40
+    assert document["asked"][0]["not_texts"] == ["dog", "cat"]
+    assert [told["exemplars"] for told in document["asked"]] == [0, 1, 2]
+
+
+def test_the_command_takes_every_kind_of_prompt(photo: Path, tmp_path: Path) -> None:
+    image, mask = exemplar_files(tmp_path)
+    arguments = ["predict", str(photo), "--prompt", "circle", "--not-prompt", "red circle", "--tile", "auto"]
+    arguments += ["--exemplar", f"{image}:{mask}", "--template", "{}", "--checkpoint", "demo", "--device", "cpu"]
+    result = CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out"), "--json"], catch_exceptions=False)
+    assert result.exit_code == 0
+    document = json.loads((tmp_path / "out" / "predictions.json").read_text())
+    assert [p["prompt"] for p in document["images"][0]["prompts"]] == ["circle", "exemplar"]
+    assert document["asked"][0]["not_texts"] == ["red circle"]
+    assert document["tile"] == "auto"
+    for wrong in (["--tile", "small"], ["--tile", "-3"]):
+        assert CliRunner().invoke(app, [*arguments, *wrong, "--out", str(tmp_path / "out")]).exit_code == 2
+
+
+@pytest.mark.parametrize("text", ["shown.png", ":mask.png", "shown.png:", "{image}:1,2,3", "{image}:gone.png"])
+def test_exemplars_that_cannot_be_read_are_named(tmp_path: Path, text: str) -> None:
+    image, _ = exemplar_files(tmp_path)
+    with pytest.raises((errors.InputError, errors.DataError), match=r"png|1,2,3"):
+        read_exemplar(text.format(image=image))
+
+
+def test_what_has_nothing_to_work_on_is_named() -> None:
+    with pytest.raises(errors.InputError, match="at least one of each"):
+        make_prompts(["dog"], text_weight=0.5)
+    with pytest.raises(errors.InputError, match="a prompt or an exemplar"):
+        make_prompts([], not_prompts=["dog"])
 
 
 @pytest.mark.parametrize(
