@@ -27,7 +27,7 @@ from vlm_core.recipes.chart import draw_chart
 from vlm_core.recipes.common import SettingsError, learning_rate, parameter_groups
 from vlm_core.recipes.encoders import make_image_encoder
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
-from vlm_core.recipes.train_clipseg import PAPER, TrainClipsegSettings, train_clipseg
+from vlm_core.recipes.train_clipseg import PAPER, TrainClipsegSettings, _mixed, _text_weights, train_clipseg
 from vlm_core.text_encoder import TextEncoder
 from vlm_core.vocabulary import build_tokenizer, words_of
 
@@ -334,6 +334,28 @@ def test_train_clipseg_mixes_texts_and_pictures_as_drawn(base: Path, tmp_path: P
     one = train_clipseg(clipseg(base, text_weight=(1.0, 1.0)), source, None, tmp_path / "one", quiet=True)
     none = train_clipseg(clipseg(base), source, None, tmp_path / "none", quiet=True)
     assert same(weights(one), weights(none))
+
+
+def test_conditions_are_mixed_by_the_weights_that_were_drawn() -> None:
+    model = vlm_core.load("demo", device="cpu")
+    assert model.mask_transform is not None
+    shown = [(generate_scene(seed, size=64).image, (5.0, 5.0, 40.0, 50.0)) for seed in range(2)]
+    masks = np.zeros((2, 8, 8), dtype=np.float32)
+    samples = [
+        PhraseSample(shown[0][0], ("circle", "square"), masks, None, (shown[1], None)),
+        PhraseSample(shown[1][0], ("heart", "cross"), masks, None, (shown[0], shown[0])),
+    ]
+    drawn = [_text_weights(sample, (0.25, 0.75), np.random.default_rng(n)) for n, sample in enumerate(samples)]
+    assert drawn[0][1] == 1.0  # no other image shows it
+    assert all(0.25 <= weight <= 0.75 for weight in (drawn[0][0], *drawn[1]))
+    assert drawn[1][0] != drawn[1][1]
+    weights = [*drawn[0], *drawn[1]]
+    text = model.encode_text(["circle", "square", "heart", "cross"]).clone()
+    with torch.no_grad():
+        mixed = _mixed(model.clip, model.mask_transform, text, samples, weights)
+    one, zero = model.encode_exemplars([shown[1]])[0], model.encode_exemplars([shown[0]])[0]
+    for row, visual in ((0, one), (1, text[1]), (2, zero), (3, zero)):
+        torch.testing.assert_close(mixed[row], weights[row] * text[row] + (1 - weights[row]) * visual)
 
 
 def test_train_clipseg_learns_from_pictures_alone(base: Path, tmp_path: Path) -> None:
