@@ -282,3 +282,13 @@ def test_validation_samples_are_at_the_scene_s_own_size() -> None:
         assert sample.masks.shape == (len(sample.phrases), sample.image.height, sample.image.width)
         assert any(mask.any() for mask in sample.masks)
         assert not all(mask.any() for mask in sample.masks)
+
+
+def test_small_things_have_the_diameter_that_was_asked_for() -> None:
+    scene = generate_scene(5, size=1000, diameter=0.03)
+    assert scene.size == (1000, 1000)
+    for item in scene.objects:
+        # figures fill their circle to different parts, and turned ones reach out of it
+        assert 15 <= max(item.box[2] - item.box[0], item.box[3] - item.box[1]) <= 45
+    with pytest.raises(ValueError, match="diameter 0.9"):
+        generate_scene(5, diameter=0.9)
