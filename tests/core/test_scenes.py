@@ -290,5 +290,5 @@ def test_small_things_have_the_diameter_that_was_asked_for() -> None:
     for item in scene.objects:
         # figures fill their circle to different parts, and turned ones reach out of it
         assert 15 <= max(item.box[2] - item.box[0], item.box[3] - item.box[1]) <= 45
-    with pytest.raises(ValueError, match="diameter 0.9"):
+    with pytest.raises(ValueError, match=r"diameter 0\.9"):
         generate_scene(5, diameter=0.9)
