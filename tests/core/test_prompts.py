@@ -147,7 +147,7 @@ def test_the_nine_templates_are_nine_and_hold_the_phrase_once() -> None:
         ({"texts": "dog"}, r"write \['dog'\]"),
         ({"texts": ["dog", " "]}, "text 2 of 2"),
         ({"texts": ["dog"], "text_weight": 1.5}, r"text_weight 1\.5"),
-        ({"texts": ["dog"], "templates": ["a photo"]}, "'a photo' must hold {} once"),
+        ({"texts": ["dog"], "templates": ["a photo"]}, "needs one {} for the words"),
         ({"texts": ["dog"], "templates": "a {}"}, "write"),
         ({"texts": ["dog"], "combine": "sum"}, "'sum'"),
         ({"exemplars": [picture(0)]}, "exemplar 1 must be a pair"),
