@@ -1,4 +1,7 @@
-"""Mask logits -> probabilities -> binary masks -> components and boxes. Pure functions.
+"""Mask logits -> probabilities -> binary masks -> boxes. Pure functions.
+
+Holes and connected parts are in `vlm_core.runs`, outlines in `vlm_core.polygons`, turned boxes and ellipses in
+`vlm_core.shapes`.
 
 Masks are boolean arrays (H, W), row 0 at the top. Boxes are `xyxy`, px, the end exclusive: a mask that
 fills its image has the box (0, 0, W, H).
@@ -72,14 +75,6 @@ def binarise(probability: Tensor | NDArray[np.floating], threshold: float, min_a
         keep[0] = False
         mask = keep[labelled]
     return mask
-
-
-def components(mask: BoolMask, min_area_px: int = 1) -> list[BoolMask]:
-    """The connected parts of a mask, largest first, each a mask of the full size. Corners connect."""
-    labelled, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS)
-    areas = np.bincount(labelled.ravel(), minlength=count + 1)
-    order = sorted(range(1, count + 1), key=lambda i: (-int(areas[i]), i))
-    return [labelled == i for i in order if areas[i] >= min_area_px]
 
 
 def bounding_box(mask: BoolMask) -> tuple[int, int, int, int] | None:

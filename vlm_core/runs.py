@@ -46,9 +46,14 @@ class RunMask:
         if not mask.size:
             none = np.empty(0, dtype=np.int32)
             return cls(none, none, none, (height, width))
-        edges = toggles(np.ascontiguousarray(mask).reshape(-1)).astype(np.int64)
+        return cls._from_flat_edges(toggles(np.ascontiguousarray(mask).reshape(-1)), (height, width))
+
+    @classmethod
+    def _from_flat_edges(cls, flat_edges: Ints, size_hw: tuple[int, int]) -> RunMask:
+        height, width = size_hw
+        edges = flat_edges.astype(np.int64)
         if edges.size % 2:
-            edges = np.append(edges, mask.size)
+            edges = np.append(edges, height * width)
         first, end = edges[0::2], edges[1::2]
         # A flat run may reach over the ends of rows: cut it there.
         top, bottom = first // width, (end - 1) // width
@@ -95,18 +100,31 @@ class RunMask:
             edges = edges[:-1]
         return edges.astype(np.int32)
 
-    def select(self, keep: NDArray[np.bool_]) -> RunMask:
-        """The mask of the runs that `keep`, bool (N,), names."""
+    def select(self, keep: NDArray[np.bool_] | NDArray[np.int64]) -> RunMask:
+        """The mask of the runs that `keep` names: bool (N,), or ascending indices."""
         return RunMask(self.rows[keep], self.starts[keep], self.stops[keep], self.size_hw)
 
-    def components(self) -> tuple[Ints, int]:
-        """The connected part that each run belongs to; corners connect.
+    def inverted(self) -> RunMask:
+        """The pixels outside."""
+        if not self.size_hw[0] * self.size_hw[1]:
+            return self
+        edges = self.flat_edges()
+        begins_inside = edges.size and edges[0] == 0
+        return self._from_flat_edges(
+            edges[1:] if begins_inside else np.concatenate((np.zeros(1, np.int32), edges)), self.size_hw
+        )
+
+    def components(self, *, corners: bool = True) -> tuple[Ints, int]:
+        """The connected part that each run belongs to.
+
+        Args:
+            corners: whether pixels that touch at a corner only are connected.
 
         Returns:
             Part numbers 0..count - 1, int32 (N,), in order of each part's first run, and count.
         """
         parts = np.empty(len(self), dtype=np.int32)
-        return parts, int(_connect(self.rows, self.starts, self.stops, parts))
+        return parts, int(_connect(self.rows, self.starts, self.stops, 1 if corners else 0, parts))
 
     def measure(self, parts: Ints, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Boxes and areas of the parts that `components` gives.
@@ -117,6 +135,20 @@ class RunMask:
         boxes, areas = np.zeros((count, 4), dtype=np.int64), np.zeros(count, dtype=np.int64)
         _measure(self.rows, self.starts, self.stops, parts, boxes, areas)
         return boxes, areas
+
+    def instances(self, min_area_px: int = 1) -> list[RunMask]:
+        """The connected parts, each a mask of its own, largest first; corners connect.
+
+        Args:
+            min_area_px: smaller parts are left out.
+        """
+        parts, count = self.components()
+        _, areas = self.measure(parts, count)
+        order = np.argsort(parts, kind="stable")
+        ends = np.cumsum(np.bincount(parts, minlength=count))
+        largest_first = np.argsort(-areas, kind="stable")
+        members = np.split(order, ends[:-1]) if count else []
+        return [self.select(members[index]) for index in largest_first if areas[index] >= min_area_px]
 
 
 def union(masks: list[RunMask]) -> RunMask:
@@ -144,6 +176,26 @@ def union(masks: list[RunMask]) -> RunMask:
         (stops - row * (width + 1)).astype(np.int32),
         (height, width),
     )
+
+
+def fill_holes(mask: RunMask, largest_px: int | None = None) -> RunMask:
+    """The mask with its holes filled.
+
+    A hole is a connected part of the outside that does not reach the image's border. Corners connect what is inside,
+    therefore they do not connect what is outside: a ring whose pixels touch at corners only is closed.
+
+    Args:
+        mask: any mask.
+        largest_px: holes of more pixels stay open; None fills all.
+    """
+    height, width = mask.size_hw
+    outside = mask.inverted()
+    parts, count = outside.components(corners=False)
+    boxes, areas = outside.measure(parts, count)
+    hole = (boxes[:, 0] > 0) & (boxes[:, 1] > 0) & (boxes[:, 2] < width) & (boxes[:, 3] < height)
+    if largest_px is not None:
+        hole &= areas <= largest_px
+    return union([mask, outside.select(hole[parts])]) if hole.any() else mask
 
 
 def toggles(flat: BoolMask) -> Ints:
@@ -182,17 +234,18 @@ def _paint(rows: Ints, starts: Ints, stops: Ints, mask: BoolMask) -> None:
 
 
 @compiled
-def _connect(rows: Ints, starts: Ints, stops: Ints, parts: Ints) -> int:
-    # Union-find over runs; the runs of a row meet those of the row above in one sweep over both.
+def _connect(rows: Ints, starts: Ints, stops: Ints, reach: int, parts: Ints) -> int:
+    # Union-find over runs; the runs of a row meet those of the row above in one sweep over both. Runs meet where they
+    # share a column, or with a reach of 1 where their columns are neighbours.
     parent = np.arange(rows.size, dtype=np.int32)
     above = 0
     for index in range(rows.size):
         while above < index and (
-            rows[above] < rows[index] - 1 or (rows[above] == rows[index] - 1 and stops[above] < starts[index])
+            rows[above] < rows[index] - 1 or (rows[above] == rows[index] - 1 and stops[above] + reach <= starts[index])
         ):
             above += 1
         other = above
-        while other < index and rows[other] == rows[index] - 1 and starts[other] <= stops[index]:
+        while other < index and rows[other] == rows[index] - 1 and starts[other] < stops[index] + reach:
             one, two = index, other
             while parent[one] != one:
                 parent[one] = parent[parent[one]]

@@ -10,15 +10,14 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from backend.label_studio.brush import Mask
+from vlm_core.rasterise import fill_rings
+from vlm_core.shapes import Ellipse, EllipsePercent, RectanglePercent, RotatedBox, points_to_px
 
 MAX_PERCENT = 1e6
 _MAX_POINTS = 20_000
@@ -39,27 +38,10 @@ def rectangle_mask(
     Raises:
         ShapeError: a negative width or height.
     """
-    height, width = size_hw
-    left, top = x_pct / 100 * width, y_pct / 100 * height
-    across, down = width_pct / 100 * width, height_pct / 100 * height
-    if across < 0 or down < 0:
+    if width_pct < 0 or height_pct < 0:
         raise ShapeError(f"a rectangle of {width_pct} % x {height_pct} %")
-    mask = np.zeros(size_hw, dtype=np.bool_)
-    if rotation_deg % 360 == 0:
-        rows = slice(*_centres(top, top + down, height))
-        mask[rows, slice(*_centres(left, left + across, width))] = True
-        return mask
-    angle = math.radians(rotation_deg)
-    cos, sin = math.cos(angle), math.sin(angle)
-    corners = [
-        (left + u * cos - v * sin, top + u * sin + v * cos)
-        for u, v in ((0.0, 0.0), (across, 0.0), (across, down), (0.0, down))
-    ]
-    window, x, y = _window(corners, size_hw)
-    u = (x - left) * cos + (y - top) * sin
-    v = (y - top) * cos - (x - left) * sin
-    mask[window] = (u >= 0) & (u < across) & (v >= 0) & (v < down)
-    return mask
+    rectangle = RectanglePercent(x_pct, y_pct, width_pct, height_pct, rotation_deg)
+    return RotatedBox.from_percent(rectangle, size_hw).to_mask(size_hw).to_array()
 
 
 def ellipse_mask(
@@ -73,21 +55,10 @@ def ellipse_mask(
     Raises:
         ShapeError: a radius that is not positive.
     """
-    height, width = size_hw
-    centre_x, centre_y = x_pct / 100 * width, y_pct / 100 * height
-    a, b = radius_x_pct / 100 * width, radius_y_pct / 100 * height
-    if a <= 0 or b <= 0:
+    if radius_x_pct <= 0 or radius_y_pct <= 0:
         raise ShapeError(f"an ellipse with the radii {radius_x_pct} % and {radius_y_pct} %")
-    angle = math.radians(rotation_deg)
-    cos, sin = math.cos(angle), math.sin(angle)
-    reach = max(a, b)
-    corners = [(centre_x - reach, centre_y - reach), (centre_x + reach, centre_y + reach)]
-    mask = np.zeros(size_hw, dtype=np.bool_)
-    window, x, y = _window(corners, size_hw)
-    u = ((x - centre_x) * cos + (y - centre_y) * sin) / a
-    v = ((y - centre_y) * cos - (x - centre_x) * sin) / b
-    mask[window] = u * u + v * v <= 1
-    return mask
+    ellipse = EllipsePercent(x_pct, y_pct, radius_x_pct, radius_y_pct, rotation_deg)
+    return Ellipse.from_percent(ellipse, size_hw).to_mask(size_hw).to_array()
 
 
 def polygon_mask(points_pct: Any, size_hw: tuple[int, int]) -> Mask:
@@ -103,7 +74,6 @@ def polygon_mask(points_pct: Any, size_hw: tuple[int, int]) -> Mask:
     Raises:
         ShapeError: not such a list.
     """
-    height, width = size_hw
     try:
         points = np.asarray(points_pct, dtype=np.float64)
     except (TypeError, ValueError):
@@ -112,21 +82,7 @@ def polygon_mask(points_pct: Any, size_hw: tuple[int, int]) -> Mask:
         raise ShapeError("a polygon needs three or more points [x, y]")
     if not (np.abs(points) <= MAX_PERCENT).all():
         raise ShapeError("a polygon with a point that is not a number or far outside the image")
-    x0, y0 = (points / 100 * (width, height)).T
-    x1, y1 = np.roll(x0, -1), np.roll(y0, -1)
-    mask = np.zeros(size_hw, dtype=np.bool_)
-    first, last = _centres(float(y0.min()), float(y0.max()), height)
-    for row in range(first, last):
-        y = row + 0.5
-        downward, upward = (y0 <= y) & (y < y1), (y1 <= y) & (y < y0)
-        crossed = downward | upward
-        crossings = x0[crossed] + (y - y0[crossed]) / (y1 - y0)[crossed] * (x1 - x0)[crossed]
-        order = np.argsort(crossings, kind="stable")
-        winding = np.cumsum(np.where(downward[crossed][order], 1, -1))
-        edges = crossings[order]
-        for start, stop in zip(edges[:-1][winding[:-1] != 0], edges[1:][winding[:-1] != 0], strict=True):
-            mask[row, slice(*_centres(start, stop, width))] = True
-    return mask
+    return fill_rings([points_to_px(points, size_hw)], size_hw).to_array()
 
 
 def bitmask_mask(data_url: Any, size_hw: tuple[int, int]) -> Mask:
@@ -157,22 +113,3 @@ def bitmask_mask(data_url: Any, size_hw: tuple[int, int]) -> Mask:
         raise ShapeError("a bitmask that is not a readable PNG") from None
     mask: Mask = alpha >= 128
     return mask
-
-
-def _centres(start: float, stop: float, length: int) -> tuple[int, int]:
-    """The pixels whose centres lie in [start, stop), as a half-open range within 0..length."""
-    first = math.ceil(min(max(start, 0.0), length) - 0.5)
-    last = math.ceil(min(max(stop, 0.0), length) - 0.5)
-    return first, max(first, last)
-
-
-def _window(
-    corners_xy: Sequence[tuple[float, float]], size_hw: tuple[int, int]
-) -> tuple[tuple[slice, slice], npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The part of the image around some points: its slices and the centres' x (1, w) and y (h, 1)."""
-    xs, ys = [corner[0] for corner in corners_xy], [corner[1] for corner in corners_xy]
-    columns = _centres(min(xs) - 1, max(xs) + 1, size_hw[1])
-    rows = _centres(min(ys) - 1, max(ys) + 1, size_hw[0])
-    x = np.arange(*columns, dtype=np.float64)[None, :] + 0.5
-    y = np.arange(*rows, dtype=np.float64)[:, None] + 0.5
-    return (slice(*rows), slice(*columns)), x, y

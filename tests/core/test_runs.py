@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from vlm_core.errors import InputError
 from vlm_core.masks import bounding_box, upsample_logits
-from vlm_core.runs import RunMask, union
+from vlm_core.runs import RunMask, fill_holes, union
 from vlm_core.trace import mean_inside, trace
 
 masks = arrays(np.bool_, array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=24))
@@ -51,6 +51,65 @@ def test_components_are_those_of_scipy(mask: np.ndarray) -> None:
     found = {(picture.tobytes(), int(area)) for picture, area in zip(pictures, areas, strict=True)}
     assert found == {((labelled == i).tobytes(), int((labelled == i).sum())) for i in range(1, expected + 1)}
     assert [tuple(box) for box in boxes] == [bounding_box(picture) for picture in pictures]
+
+
+@settings(deadline=None)
+@given(masks)
+def test_without_corners_components_are_those_of_four_neighbours(mask: np.ndarray) -> None:
+    runs = RunMask.from_array(mask)
+    numbers, count = runs.components(corners=False)
+    labelled, expected = ndimage.label(mask)
+    assert count == expected
+    pictures = {runs.select(numbers == index).to_array().tobytes() for index in range(count)}
+    assert pictures == {(labelled == i).tobytes() for i in range(1, expected + 1)}
+
+
+@settings(deadline=None)
+@given(masks)
+def test_the_inverse_of_a_mask_is_its_outside(mask: np.ndarray) -> None:
+    inverse = RunMask.from_array(mask).inverted()
+    np.testing.assert_array_equal(inverse.to_array(), ~mask)
+    again = RunMask.from_array(~mask)
+    np.testing.assert_array_equal(inverse.starts, again.starts)
+    np.testing.assert_array_equal(inverse.stops, again.stops)
+
+
+@settings(deadline=None)
+@given(masks, st.integers(1, 5))
+def test_instances_make_up_the_mask_largest_first(mask: np.ndarray, min_area_px: int) -> None:
+    parts = RunMask.from_array(mask).instances()
+    pictures = [part.to_array() for part in parts]
+    np.testing.assert_array_equal(np.sum([np.zeros_like(mask, int), *pictures], axis=0), mask)
+    areas = [part.area_px for part in parts]
+    assert areas == sorted(areas, reverse=True)
+    assert all(part.components()[1] == 1 for part in parts)
+    kept = RunMask.from_array(mask).instances(min_area_px)
+    assert [part.area_px for part in kept] == [area for area in areas if area >= min_area_px]
+
+
+@settings(deadline=None)
+@given(masks)
+def test_filled_holes_are_those_of_scipy_and_stay_filled(mask: np.ndarray) -> None:
+    filled = fill_holes(RunMask.from_array(mask))
+    np.testing.assert_array_equal(filled.to_array(), ndimage.binary_fill_holes(mask))
+    np.testing.assert_array_equal(fill_holes(filled).to_array(), filled.to_array())
+
+
+@settings(deadline=None)
+@given(masks, st.integers(0, 6))
+def test_only_holes_up_to_the_largest_are_filled(mask: np.ndarray, largest_px: int) -> None:
+    runs = RunMask.from_array(mask)
+    filled = fill_holes(runs, largest_px).to_array()
+    assert not (mask & ~filled).any()
+    np.testing.assert_array_equal(fill_holes(RunMask.from_array(filled), largest_px).to_array(), filled)
+    labelled, count = ndimage.label(ndimage.binary_fill_holes(mask) & ~mask)
+    for hole in (labelled == number for number in range(1, count + 1)):
+        assert filled[hole].all() if hole.sum() <= largest_px else not filled[hole].any()
+
+
+def test_what_reaches_the_border_is_no_hole() -> None:
+    mask = np.array([[1, 1, 1, 1], [1, 0, 1, 0], [1, 1, 1, 1]], bool)
+    assert (~fill_holes(RunMask.from_array(mask)).to_array()).nonzero() == (np.array([1]), np.array([3]))
 
 
 @settings(deadline=None)
