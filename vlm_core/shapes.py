@@ -177,9 +177,9 @@ def points_to_px(points_xy_pct: npt.ArrayLike, size_hw: tuple[int, int]) -> Poin
 
 
 def _to_percent(
-    at: npt.ArrayLike, lengths: tuple[float, float], size_hw: tuple[int, int]
+    at: Points | tuple[float, float], lengths: tuple[float, float], size_hw: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    (x, y), (first, second) = points_to_percent([at, lengths], size_hw).tolist()
+    (x, y), (first, second) = points_to_percent(np.stack((at, lengths)), size_hw).tolist()
     return x, y, first, second
 
 

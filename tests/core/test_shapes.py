@@ -130,12 +130,13 @@ def test_the_ellipse_of_an_ellipse_has_its_axes(
     found = ellipse(mask)
     assert found is not None
     assert -45 <= found.angle_deg < 45
-    assert found.centre_xy_px == pytest.approx(centre, abs=0.35)
-    assert sorted(found.radii_px) == pytest.approx(sorted(radii), abs=0.35)
+    # An edge may pass anywhere between two pixels' centres.
+    assert found.centre_xy_px == pytest.approx(centre, abs=0.5)
+    assert sorted(found.radii_px) == pytest.approx(sorted(radii), abs=0.5)
     if max(radii) > 1.2 * min(radii):
         # The axes' names depend on the quarter that the angle is in; the first one's direction does not.
         straight = round((angle - found.angle_deg) / 90) % 2 == 0
-        assert found.radii_px[0 if straight else 1] == pytest.approx(radii[0], abs=0.35)
+        assert found.radii_px[0 if straight else 1] == pytest.approx(radii[0], abs=0.5)
         assert abs((found.angle_deg - angle + 45) % 90 - 45) < 6
     assert iou(found.to_mask(SIZE_HW).to_array(), mask.to_array()) > 0.93
 
