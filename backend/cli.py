@@ -33,7 +33,7 @@ app = typer.Typer(
 )
 
 
-models_app = typer.Typer(no_args_is_help=True, help="Checkpoints from the hub.")
+models_app = typer.Typer(help="Checkpoints: what can be loaded, what is here, how to fetch one.")
 app.add_typer(train_app, name="train")
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
@@ -247,6 +247,47 @@ def worker(
 
         end_with_standard_input()
     run_worker(settings, burst=burst)
+
+
+@models_app.callback(invoke_without_command=True)
+def models(
+    context: typer.Context,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the checkpoints that can be loaded, what each is good for, and which are on this machine.
+
+    Example: vlm models
+    """
+    if context.invoked_subcommand is not None:
+        return
+    from backend.models_command import listing, print_listing
+
+    rows = listing()
+    if json_:
+        typer.echo(json.dumps(rows, indent=2))
+    else:
+        print_listing(rows)
+
+
+@models_app.command("show")
+def models_show(
+    checkpoint: Annotated[
+        str, typer.Argument(help="A directory, an original decoder file, demo, or a fetched hub id.")
+    ],
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Say what a checkpoint on this machine is and what it lacks; its weights are not loaded.
+
+    Example: vlm models show models/clipseg
+    """
+    from backend.models_command import print_description, show
+
+    description = show(checkpoint)
+    if json_:
+        typer.echo(json.dumps(description.to_dict(), indent=2))
+    else:
+        print_description(description)
+    raise typer.Exit(1 if description.missing else 0)
 
 
 @models_app.command("pull")
