@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,15 @@ train_app = typer.Typer(
     rich_markup_mode=None,
     help="Train models of one's own from JSONL files, one object a line, paths relative to the file.",
 )
+
+
+class Task(Enum):
+    """What `vlm evaluate --task` can report on."""
+
+    SEGMENTATION = "segmentation"
+    MATCHING = "matching"
+    TAGGING = "tagging"
+
 
 _Resume = Annotated[bool, typer.Option("--resume", help="Go on with the interrupted run in --out.")]
 _Quiet = Annotated[bool, typer.Option("--quiet", help="No progress bar.")]
@@ -198,22 +208,37 @@ def train_clipseg_command(
 
 def evaluate_command(
     checkpoint: Annotated[str, typer.Option(help="Hub id, directory, or demo.")] = "demo",
+    task: Annotated[Task | None, typer.Option(help="What to report on; with --out.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Directory for report.html and report.json, with --task.")] = None,
     phrases: Annotated[Path | None, typer.Option(help="JSONL file of phrases and masks.")] = None,
     pairs: Annotated[Path | None, typer.Option(help="JSONL file of images and texts: one-of-four matching.")] = None,
+    tags: Annotated[Path | None, typer.Option(help='JSONL file of {"image": ..., "tags": [...]}, for tagging.')] = None,
     scenes: Annotated[int, typer.Option(help="Measure on so many generated scenes, for the demo checkpoint.")] = 0,
     first_seed: Annotated[
         int, typer.Option(help="Seed of the first scene; from 2000000 on never trained on.")
     ] = 2_000_000,
-    threshold: Annotated[float, typer.Option(help="Probability from which a pixel is marked.")] = 0.5,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Probability from which a pixel is marked.")] = 0.5,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:1.")] = "auto",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
+    quiet: _Quiet = False,
 ) -> None:
     """Measure masks (mIoU, foreground IoU, absent phrases) and matching (the right text out of four).
+
+    With --task and --out it writes a report to look at, with plots and the best and worst cases; docs/evaluation.md
+    defines its figures.
 
     Example: vlm evaluate --checkpoint runs/clipseg/checkpoint --phrases test.jsonl
 
     Example: vlm evaluate --checkpoint demo --scenes 300
+
+    Example: vlm evaluate --task segmentation --phrases test.jsonl --out report
     """
+    if (task is None) != (out is None):
+        raise typer.BadParameter("--task and --out go together: give both for a report, neither for lines")
+    if task is not None and out is not None:
+        file = {Task.SEGMENTATION: phrases, Task.MATCHING: pairs, Task.TAGGING: tags}[task]
+        _report(task, out, checkpoint, file, range(first_seed, first_seed + scenes), threshold, device, json_, quiet)
+        return
     if phrases is None and pairs is None and scenes < 1:
         raise typer.BadParameter("give --phrases FILE, --pairs FILE or --scenes N")
     import vlm_core
@@ -239,6 +264,40 @@ def evaluate_command(
     for part, values in measured.items():
         for key, value in values.items():
             typer.echo(f"{part:8} {key:15} {value:.4g}")
+
+
+def _report(
+    task: Task,
+    out: Path,
+    checkpoint: str,
+    file: Path | None,
+    seeds: range,
+    threshold: float,
+    device: str,
+    json_: bool,
+    quiet: bool,
+) -> None:
+    """Measure one task on a file or on scenes, and write its report."""
+    if (file is None) == (len(seeds) == 0):
+        option = {Task.SEGMENTATION: "--phrases", Task.MATCHING: "--pairs", Task.TAGGING: "--tags"}[task]
+        raise typer.BadParameter(f"--task {task.value} needs either {option} FILE or --scenes N")
+    import vlm_core
+    from vlm_core.evaluation.report import report_json, write_report
+    from vlm_core.evaluation.runs import report_on_file, report_on_scenes
+
+    model = vlm_core.load(checkpoint, device)
+    settings = {"threshold": threshold, "quiet": quiet or json_}
+    if file is not None:
+        report = report_on_file(model, task.value, file, **settings)
+    else:
+        report = report_on_scenes(model, task.value, seeds, **settings)
+    page, data = write_report(report, out)
+    if json_:
+        typer.echo(json.dumps(report_json(report), indent=1))
+        return
+    for figure in report.figures:
+        typer.echo(f"{figure.name:28} {figure.value:.4g}")
+    typer.echo(f"The report is {page}, its figures are {data}")
 
 
 def _given(**options: Any) -> dict[str, Any]:

@@ -58,6 +58,16 @@ def foreground_iou(predicted: Sequence[BoolMask], true: Sequence[BoolMask]) -> f
     return sum(i for i, _ in counts) / union if union else 1.0
 
 
+def binary_iou(predicted: Sequence[BoolMask], true: Sequence[BoolMask]) -> float:
+    """IoU_BIN: the mean of `foreground_iou` and of the same figure for the background.
+
+    Raises:
+        ValueError: no masks, or not the same number of both.
+    """
+    background = foreground_iou([~p for p in predicted], [~t for t in true])
+    return (foreground_iou(predicted, true) + background) / 2
+
+
 def average_precision(scores: npt.NDArray[np.floating], true: BoolMask) -> float:
     """AP: area under the precision-recall curve over pixels, the step-wise sum that has no interpolation.
 
@@ -98,6 +108,68 @@ def one_of_k_accuracy(scores: npt.ArrayLike, right: npt.ArrayLike | int = 0) -> 
     others = values.copy()
     others[rows, index] = -np.inf
     return float(np.mean(own > others.max(axis=1)))
+
+
+def recall_at_k(ranks: npt.ArrayLike, k: int) -> float:
+    """How often the first right candidate is among the k first: the share of ranks up to k.
+
+    Args:
+        ranks: (N,), 1 for the first place; what :func:`best_rank` gives.
+        k: >= 1.
+
+    Raises:
+        ValueError: no rank, a rank below 1, or k < 1.
+    """
+    values = np.asarray(ranks)
+    if values.size == 0 or values.min() < 1 or k < 1:
+        raise ValueError(f"recall at k needs ranks and k from 1 on, got {values.size} ranks and k = {k}")
+    return float(np.mean(values <= k))
+
+
+def best_rank(scores: npt.ArrayLike, right: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    """The place of the best right candidate; wrong ones of the same score stand before it.
+
+    Other right candidates take no place: with five right texts the second best of them pushes nothing back.
+
+    Args:
+        scores: (N, M).
+        right: (N, M), at least one True a row.
+
+    Returns:
+        (N,), from 1 on.
+
+    Raises:
+        ValueError: the shapes differ, or a row has nothing right.
+    """
+    values = np.asarray(scores)
+    if values.ndim != 2 or values.shape != right.shape or not right.any(axis=1).all():
+        raise ValueError(f"ranks need (N, M) scores and something right a row, got {values.shape} and {right.shape}")
+    best = np.where(right, values, -np.inf).max(axis=1, keepdims=True)
+    return 1 + np.count_nonzero(~right & (values >= best), axis=1)
+
+
+def expected_one_of_k(below: npt.ArrayLike, wrong: npt.ArrayLike, k: int) -> float:
+    """One-of-k accuracy averaged over every possible draw of the k - 1 wrong candidates; no seed, no noise.
+
+    An item with `below` of `wrong` candidates under its right one wins a draw of k - 1 of them with the
+    hypergeometric probability C(below, k - 1) / C(wrong, k - 1).
+
+    Args:
+        below: (N,), how many wrong candidates score strictly less than the right one.
+        wrong: (N,) or one number, how many wrong candidates there are, >= k - 1.
+        k: >= 2.
+
+    Raises:
+        ValueError: too few wrong candidates, or k < 2.
+    """
+    under = np.asarray(below, dtype=np.float64)
+    count = np.broadcast_to(np.asarray(wrong, dtype=np.float64), under.shape)
+    if k < 2 or under.size == 0 or count.min() < k - 1:
+        raise ValueError(f"one-of-{k} needs k >= 2 and at least k - 1 wrong candidates")
+    chance = np.ones_like(under)
+    for drawn in range(k - 1):
+        chance *= np.maximum(under - drawn, 0) / (count - drawn)
+    return float(chance.mean())
 
 
 def _counts(predicted: BoolMask, true: BoolMask) -> tuple[int, int]:

@@ -35,6 +35,6 @@ class Progress:
         """Leave the last state on the terminal."""
         self._bar.stop()
 
-    def advance(self, *, loss: float) -> None:
+    def advance(self, *, loss: float | None = None) -> None:
         """One more step is done."""
-        self._bar.update(self._task, advance=1, loss=f"loss {loss:.4f}")
+        self._bar.update(self._task, advance=1, loss="" if loss is None else f"loss {loss:.4f}")

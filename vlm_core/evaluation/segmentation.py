@@ -1,0 +1,295 @@
+"""Masks against the truth, phrase by phrase: figures, a threshold sweep, a table of phrases, and cases to look at."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from vlm_core.errors import DataError
+from vlm_core.evaluate import ABSENT_AREA, BoolMask
+from vlm_core.evaluation.bootstrap import PoissonBootstrap
+from vlm_core.evaluation.cases import Case, CaseKeeper, jpeg, thumbnail
+from vlm_core.evaluation.histogram import ScoreHistogram
+from vlm_core.overlay import draw_overlay
+
+if TYPE_CHECKING:
+    from vlm_core.data import PhraseSample
+    from vlm_core.model import Model
+
+THRESHOLDS = np.arange(1, 20) / 20
+"""Of the sweep: 0.05 to 0.95."""
+IOU_BINS = 50
+
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRow:
+    """What the masks of one threshold are worth; nan where nothing can be said."""
+
+    threshold: float
+    mean_iou: float
+    foreground_iou: float
+    binary_iou: float
+    absent_marked: float
+
+
+@dataclass(frozen=True, slots=True)
+class PhraseRow:
+    """One phrase over all images that were asked for it.
+
+    Attributes:
+        phrase: the text.
+        present, absent: images where its object is and is not.
+        mean_iou: over the images where it is; nan without any.
+        average_precision: of each image where it is, over its pixels, averaged; nan without any.
+        absent_marked: share of the images without it that mark more than 1 % of their area; nan without any.
+    """
+
+    phrase: str
+    present: int
+    absent: int
+    mean_iou: float
+    average_precision: float
+    absent_marked: float
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentationResult:
+    """All that was measured. nan where there was nothing to measure on; see docs/evaluation.md for definitions.
+
+    Attributes:
+        images, present, absent: how many images, phrases whose object is there, and phrases without one.
+        threshold: a pixel is marked from this probability on, in the figures outside the sweep.
+        mean_iou, foreground_iou, binary_iou, absent_marked: see :mod:`vlm_core.evaluate`.
+        mean_iou_interval, foreground_iou_interval, absent_marked_interval: 95 %, over images.
+        average_precision: over the pixels of all phrases that are there, taken together.
+        average_precision_bounds: between these lies the AP of the scores before they were put into bins.
+        sweep: by threshold.
+        best: the row of the sweep with the highest mean IoU. Chosen on the data that it is measured on: optimistic.
+        curve: (precision, recall) of the pixels, thinned.
+        iou_histogram: phrases in each fiftieth of the IoU from 0 to 1, at `threshold`.
+        phrases: by number of images.
+        cases: kind -> pictures.
+    """
+
+    images: int
+    present: int
+    absent: int
+    threshold: float
+    mean_iou: float
+    mean_iou_interval: Interval
+    foreground_iou: float
+    foreground_iou_interval: Interval
+    binary_iou: float
+    absent_marked: float
+    absent_marked_interval: Interval
+    average_precision: float
+    average_precision_bounds: Interval
+    sweep: tuple[SweepRow, ...]
+    best: SweepRow | None
+    curve: tuple[tuple[float, float], ...]
+    iou_histogram: tuple[int, ...]
+    phrases: tuple[PhraseRow, ...]
+    cases: dict[str, list[Case]]
+
+
+class _Phrase:
+    """Sums of one phrase."""
+
+    __slots__ = ("absent", "ap", "iou", "marked", "present")
+
+    def __init__(self) -> None:
+        self.present = self.absent = self.marked = 0
+        self.iou = self.ap = 0.0
+
+    def row(self, phrase: str) -> PhraseRow:
+        return PhraseRow(
+            phrase,
+            self.present,
+            self.absent,
+            _ratio(self.iou, self.present),
+            _ratio(self.ap, self.present),
+            _ratio(self.marked, self.absent),
+        )
+
+
+class _Sums:
+    """Everything that grows while samples go by; its size depends on the number of different phrases alone."""
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold = threshold
+        self.images = self.present = self.absent = self.marked = 0
+        self.iou = 0.0
+        # Foreground intersection and union, background intersection and union.
+        self.counts = np.zeros(4, dtype=np.int64)
+        self.sweep_iou = np.zeros(len(THRESHOLDS))
+        self.sweep_counts = np.zeros((4, len(THRESHOLDS)), dtype=np.int64)
+        self.sweep_marked = np.zeros(len(THRESHOLDS), dtype=np.int64)
+        self.histogram = ScoreHistogram()
+        self.ious = np.zeros(IOU_BINS, dtype=np.int64)
+        self.phrases: dict[str, _Phrase] = {}
+        self.bootstraps = {name: PoissonBootstrap() for name in ("iou", "foreground", "marked")}
+        self.keeper = CaseKeeper()
+
+    def sample(self, sample: PhraseSample, probabilities: npt.NDArray[np.float32]) -> None:
+        ious: list[float] = []
+        marked: list[bool] = []
+        before = self.counts.copy()
+        shown: dict[float, int] = {}
+        for slot, (phrase, probability) in enumerate(zip(sample.phrases, probabilities, strict=True)):
+            true = sample.masks[slot] >= 0.5
+            predicted = probability >= self.threshold
+            sums = self.phrases.setdefault(phrase, _Phrase())
+            histogram = ScoreHistogram()
+            histogram.add(probability, true)
+            if true.any():
+                ious.append(self._present(sums, histogram, predicted, true))
+                shown.setdefault(ious[-1], slot)
+            else:
+                marked.append(bool(predicted.mean() > ABSENT_AREA))
+                sums.absent += 1
+                sums.marked += marked[-1]
+                self.sweep_marked += histogram.above(THRESHOLDS)[1] > ABSENT_AREA * true.size
+        self.images += 1
+        self.present += len(ious)
+        self.absent += len(marked)
+        self.iou += math.fsum(ious)
+        self.marked += sum(marked)
+        intersection, union = (self.counts - before)[:2]
+        self.bootstraps["iou"].add(math.fsum(ious), len(ious))
+        self.bootstraps["foreground"].add(float(intersection), float(union))
+        self.bootstraps["marked"].add(sum(marked), len(marked))
+        # The best and the worst of an image, so that the cases are of different images.
+        for value in {max(shown), min(shown)} if shown else ():
+            self.keeper.offer(
+                value,
+                lambda v=value: _case(sample, probabilities, shown[v], v, self.threshold),  # type: ignore[misc]
+            )
+
+    def _present(self, sums: _Phrase, histogram: ScoreHistogram, predicted: BoolMask, true: BoolMask) -> float:
+        area, size = int(np.count_nonzero(true)), true.size
+        hits, marked = int(np.count_nonzero(predicted & true)), int(np.count_nonzero(predicted))
+        counts = _four_counts(np.int64(hits), np.int64(marked - hits), area, size)
+        self.counts += counts
+        value = float(counts[0] / counts[1])
+        sweep = _four_counts(*histogram.above(THRESHOLDS), area, size)
+        self.sweep_counts += sweep
+        self.sweep_iou += sweep[0] / sweep[1]
+        self.histogram.merge(histogram)
+        self.ious[min(IOU_BINS - 1, int(value * IOU_BINS))] += 1
+        sums.present += 1
+        sums.iou += value
+        sums.ap += histogram.average_precision()
+        return value
+
+    def result(self) -> SegmentationResult:
+        if not self.images:
+            raise DataError("there is nothing to evaluate: no image with phrases was given")
+        sweep = tuple(
+            SweepRow(
+                float(threshold),
+                _ratio(self.sweep_iou[i], self.present),
+                *_pooled(self.sweep_counts[:, i]),
+                _ratio(self.sweep_marked[i], self.absent),
+            )
+            for i, threshold in enumerate(THRESHOLDS)
+        )
+        foreground, binary = _pooled(self.counts)
+        precision, recall = self.histogram.curve()
+        keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), 200)).astype(int)) if self.present else []
+        median = float(np.searchsorted(np.cumsum(self.ious), self.present / 2) + 0.5) / IOU_BINS
+        rows = [sums.row(phrase) for phrase, sums in self.phrases.items()]
+        return SegmentationResult(
+            images=self.images,
+            present=self.present,
+            absent=self.absent,
+            threshold=self.threshold,
+            mean_iou=_ratio(self.iou, self.present),
+            mean_iou_interval=self.bootstraps["iou"].interval(),
+            foreground_iou=foreground,
+            foreground_iou_interval=self.bootstraps["foreground"].interval(),
+            binary_iou=binary,
+            absent_marked=_ratio(self.marked, self.absent),
+            absent_marked_interval=self.bootstraps["marked"].interval(),
+            average_precision=self.histogram.average_precision(),
+            average_precision_bounds=self.histogram.bounds(),
+            sweep=sweep,
+            best=max(sweep, key=lambda row: row.mean_iou) if self.present else None,
+            curve=tuple((float(precision[i]), float(recall[i])) for i in keep),
+            iou_histogram=tuple(int(n) for n in self.ious),
+            phrases=tuple(sorted(rows, key=lambda row: (-row.present, -row.absent, row.phrase))),
+            cases={
+                "worst": self.keeper.worst(),
+                "typical": self.keeper.typical(median),
+                "best": self.keeper.best(),
+            },
+        )
+
+
+def measure_segmentation(
+    model: Model,
+    samples: Iterable[PhraseSample],
+    *,
+    threshold: float = 0.5,
+    advance: Callable[[], None] = lambda: None,
+) -> SegmentationResult:
+    """Compare a model's masks with true ones, at each image's own size.
+
+    Args:
+        model: one that gives masks.
+        samples: images with phrases; masks of the image's size. One at a time is held.
+        threshold: a pixel is marked from this probability on.
+        advance: called after each image.
+
+    Raises:
+        DataError: there is no sample, or a mask of another size than its image.
+        CapabilityError: the model gives no masks.
+    """
+    sums = _Sums(threshold)
+    for sample in samples:
+        if sample.masks.shape[1:] != (sample.image.height, sample.image.width):
+            raise DataError(f"masks of {sample.masks.shape[1:]} for an image of {sample.image.size}: use its own size")
+        sums.sample(sample, model.segment(sample.image, sample.phrases).probabilities().numpy())
+        advance()
+    return sums.result()
+
+
+def _four_counts(hits: Any, false: Any, area: int, size: int) -> npt.NDArray[np.int64]:
+    """Foreground intersection and union, background intersection and union, (4,) or (4, thresholds)."""
+    union = area + false
+    return np.stack([hits, union, size - union, size - hits])
+
+
+def _pooled(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """IoU_FG and IoU_BIN of summed counts. A background that is nowhere, and predicted nowhere, is met."""
+    foreground = _ratio(counts[0], counts[1])
+    background = counts[2] / counts[3] if counts[3] else 1.0
+    return foreground, float((foreground + background) / 2)
+
+
+def _ratio(total: float, count: int) -> float:
+    return float(total / count) if count else float("nan")
+
+
+def _case(
+    sample: PhraseSample, probabilities: npt.NDArray[np.float32], slot: int, value: float, threshold: float
+) -> Case:
+    small = thumbnail(sample.image)
+
+    def over(mask: BoolMask) -> bytes:
+        resized = Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)
+        return jpeg(draw_overlay(small, [np.asarray(resized)], []))
+
+    pictures = (
+        ("image", jpeg(small)),
+        ("prediction", over(probabilities[slot] >= threshold)),
+        ("truth", over(sample.masks[slot] >= 0.5)),
+    )
+    return Case(value, sample.phrases[slot], pictures)
