@@ -33,7 +33,7 @@ class Case:
 class CaseKeeper:
     """Keeps a few cases of a stream: the worst, the best, and one for each fiftieth of the scale from 0 to 1."""
 
-    def __init__(self, count: int = 4) -> None:
+    def __init__(self, count: int = 6) -> None:
         """Keep `count` cases of each kind."""
         self._count = count
         self._best: list[tuple[float, int, Case]] = []

@@ -4,51 +4,61 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
-from scipy.special import digamma
+from scipy.special import digamma, expit
 
 from vlm_core.evaluate import BoolMask
 
-BINS = 4000
-"""Of equal width in [0, 1]; a multiple of 20, so that 0.05, 0.10 ... 0.95 are edges and a sweep over them is exact."""
+THRESHOLDS = np.arange(1, 20) / 20
+"""0.05 to 0.95: edges of bins, so that what is said of them is exact."""
 
 FloatArray = npt.NDArray[np.float64]
 Counts = npt.NDArray[np.int64]
+
+_LOGIT, _STEPS = 20.0, 4000
+
+
+def _edges() -> npt.NDArray[np.float32]:
+    """Lower ends of the bins, float32: those of scores are, and a score on an edge must stay on it."""
+    logits = np.linspace(-_LOGIT, _LOGIT, _STEPS + 1)
+    return np.unique(np.concatenate([[0.0], expit(logits), THRESHOLDS]).astype(np.float32))
+
+
+_EDGES = _edges()
 
 
 class ScoreHistogram:
     """How many true and how many other scores fall into each bin.
 
+    Bins are 0.01 wide in log odds, from -20 to 20, since a model that is sure puts most pixels below 0.001; the
+    thresholds of a sweep are edges too.
+
     Attributes:
         positives, negatives: int64 (bins,), lowest scores first.
     """
 
-    def __init__(self, bins: int = BINS) -> None:
-        """An empty one of `bins` bins of equal width in [0, 1]."""
-        self.bins = bins
-        self.positives: Counts = np.zeros(bins, dtype=np.int64)
-        self.negatives: Counts = np.zeros(bins, dtype=np.int64)
+    def __init__(self) -> None:
+        """An empty one."""
+        self.positives: Counts = np.zeros(_EDGES.size, dtype=np.int64)
+        self.negatives: Counts = np.zeros(_EDGES.size, dtype=np.int64)
 
     def add(self, scores: npt.NDArray[np.floating], true: BoolMask) -> None:
-        """Count scores in [0, 1] and what is true, of one shape. Raises ValueError where they do not fit."""
-        if scores.shape != true.shape:
-            raise ValueError(f"scores have shape {scores.shape} and truth {true.shape}")
-        # In float64 the product of a float32 score and the number of bins is exact: a score on an edge stays on it.
-        slots = (scores.ravel().astype(np.float64) * self.bins).astype(np.int64)
-        np.clip(slots, 0, self.bins - 1, out=slots)  # a score of 1 belongs to the last bin
-        counts = np.bincount(slots + self.bins * true.ravel(), minlength=2 * self.bins)
-        self.negatives += counts[: self.bins]
-        self.positives += counts[self.bins :]
+        """Count scores in [0, 1], taken as float32, and what is true, of one shape. Raises ValueError otherwise."""
+        if scores.shape != true.shape or (scores.size and not (scores.min() >= 0 and scores.max() <= 1)):
+            raise ValueError(f"scores in [0, 1] and truth of one shape are needed, got {scores.shape} and {true.shape}")
+        slots = np.searchsorted(_EDGES, scores.ravel().astype(np.float32), side="right") - 1
+        counts = np.bincount(slots + _EDGES.size * true.ravel(), minlength=2 * _EDGES.size)
+        self.negatives += counts[: _EDGES.size]
+        self.positives += counts[_EDGES.size :]
 
     def merge(self, other: ScoreHistogram) -> None:
-        """Add what another one of as many bins has counted."""
+        """Add what another one has counted."""
         self.positives += other.positives
         self.negatives += other.negatives
 
-    def above(self, thresholds: FloatArray) -> tuple[Counts, Counts]:
-        """True and other scores from each threshold on; exact where a threshold is an edge of a bin."""
-        edges = np.rint(thresholds * self.bins).astype(np.int64)
-        positives = np.append(np.cumsum(self.positives[::-1])[::-1], 0)
-        negatives = np.append(np.cumsum(self.negatives[::-1])[::-1], 0)
+    def above(self) -> tuple[Counts, Counts]:
+        """True and other scores from each of `THRESHOLDS` on, exactly."""
+        edges = np.searchsorted(_EDGES, THRESHOLDS.astype(np.float32))
+        positives, negatives = (np.cumsum(c[::-1])[::-1] for c in (self.positives, self.negatives))
         return positives[edges], negatives[edges]
 
     def curve(self) -> tuple[FloatArray, FloatArray]:

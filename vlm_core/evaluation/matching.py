@@ -60,8 +60,8 @@ class MatchingResult:
         images, texts: how many images, and how many different texts.
         text_of_image: each image ranks all texts; any of its own is right.
         image_of_text: each text ranks all images; any image that has it is right.
-        one_of_k: k -> how often an image prefers its own best text to k - 1 texts of other images, averaged over
-            every draw of them; only k that the texts suffice for.
+        one_of_k: k -> how often an image prefers a text of its own to k - 1 texts of other images, averaged over its
+            texts and every draw of the others; only k that the texts suffice for.
         cases: kind -> pictures.
     """
 
@@ -110,7 +110,7 @@ def measure_matching(
     text_ranks = _ranks(text_embeds, image_embeds, owners)
 
     wrong = np.array([len(unique) - len(set(own)) for own in owned])
-    below = wrong - (image_ranks - 1)  # what does not stand before the best right text scores less than it
+    below, against = _pairs_below(image_embeds, text_embeds, owned)
     keeper = CaseKeeper()
     for index in range(len(texts)):
         value = 1 - (image_ranks[index] - 1) / max(int(wrong[index]), 1)
@@ -128,7 +128,7 @@ def measure_matching(
             image_ranks, [[i] for i in range(len(texts))], [len(set(o)) for o in owned], len(unique)
         ),
         image_of_text=_direction(text_ranks, _first_owner(owners, len(texts)), right_images, len(texts)),
-        one_of_k={k: expected_one_of_k(below, wrong, k) for k in ONE_OF if wrong.min() >= k - 1},
+        one_of_k={k: expected_one_of_k(below, against, k) for k in ONE_OF if wrong.min() >= k - 1},
         cases={
             "worst": keeper.worst(),
             "typical": keeper.typical(float(np.median(1 - (image_ranks - 1) / np.maximum(wrong, 1)))),
@@ -148,6 +148,20 @@ def _ranks(
             mask[row, list(own)] = True
         ranks.append(best_rank(scores, mask))
     return np.concatenate(ranks)
+
+
+def _pairs_below(
+    images: npt.NDArray[np.float32], texts: npt.NDArray[np.float32], owned: Sequence[Sequence[int]]
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """For each pair of an image and a text of its own: wrong texts that score less, and wrong texts there are."""
+    below, wrong = [], []
+    for row, own in enumerate(owned):
+        scores = texts @ images[row]
+        mine = list(dict.fromkeys(own))
+        others = np.sort(np.delete(scores, mine))
+        below.append(np.searchsorted(others, scores[mine], side="left"))
+        wrong.append(np.full(len(mine), others.size))
+    return np.concatenate(below), np.concatenate(wrong)
 
 
 def _first_owner(owners: Sequence[Sequence[int]], images: int) -> list[list[int]]:

@@ -107,7 +107,11 @@ def matching_report(result: MatchingResult, facts: dict[str, str]) -> Report:
         for k, value in way.recall.items()
     ]
     figures += [
-        Figure(f"one of {k}", value, f"Own text before {k - 1} of other images, over all draws; chance {1 / k:.2f}.")
+        Figure(
+            f"one of {k}",
+            value,
+            f"A text of its own before {k - 1} of other images; every draw of them counts; chance {1 / k:.2f}.",
+        )
         for k, value in result.one_of_k.items()
     ]
     ranks = np.asarray(result.text_of_image.ranks)
@@ -132,7 +136,7 @@ def matching_report(result: MatchingResult, facts: dict[str, str]) -> Report:
         ),
         tables=(),
         cases=result.cases,
-        case_value="share of wrong texts below it",
+        case_value="wrong texts beaten",
         measured={
             **_measured(result),
             "median_rank": {name: way.median_rank for name, way in directions.items()},
@@ -151,13 +155,15 @@ def tagging_report(result: TaggingResult, facts: dict[str, str]) -> Report:
             Figure(
                 "mAP",
                 result.mean_average_precision,
-                f"AP of each tag's order of the images, every tag counts the same; chance about {result.chance:.3f}.",
+                "AP of each tag's order of the images, every tag counts the same; range over tags; "
+                f"chance about {result.chance:.3f}.",
                 result.interval,
             ),
             Figure(
                 "AP of images",
                 result.image_average_precision,
                 "AP of each image's order of all tags, averaged over images.",
+                result.image_interval,
             ),
         ),
         plots=(("Tags by AP", plots.bars([int(n) for n in counts], "AP", "tags")),),

@@ -27,7 +27,7 @@ h1{font-size:1.5rem;margin:.5rem 0 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 .figure{border:1px solid #ddd;border-radius:8px;padding:.75rem}
 .figure b{font-size:1.6rem;display:block;line-height:1.2}.figure .name{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:1rem}
-figure{margin:0}.plots img{width:100%;height:auto}
+figure{margin:0;max-width:480px}.plots img{width:100%;height:auto}
 .scroll{overflow-x:auto;max-height:32rem}table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
 th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}
@@ -111,7 +111,7 @@ def render_html(report: Report) -> str:
         f"<h1>{escape(report.title)}</h1>",
         '<p class="facts">' + " · ".join(f"{escape(k)}: {escape(v)}" for k, v in report.facts.items()) + "</p>",
         '<div class="figures">' + "".join(_figure(f) for f in report.figures) + "</div>",
-        '<p class="note">Ranges are 95 % intervals from a bootstrap over images.</p>',
+        '<p class="note">Ranges are 95 % intervals from a bootstrap over images, where nothing else is said.</p>',
         '<h2>Plots</h2><div class="plots">',
         *(
             f"<figure>{_image(png, 'png', name)}<figcaption>{escape(name)}</figcaption></figure>"
@@ -141,16 +141,16 @@ def _figure(figure: Figure) -> str:
 
 
 def _case(case: Case, value: str) -> str:
+    one = len(case.pictures) == 1
     pictures = "".join(
-        f"<figure>{_image(data, 'jpeg', name)}<figcaption>{escape(name)}</figcaption></figure>"
+        f"<figure>{_image(data, 'jpeg', name)}{'' if one else f'<figcaption>{escape(name)}</figcaption>'}</figure>"
         for name, data in case.pictures
     )
     lines = "".join(_line(text, right) for text, right in case.lines)
-    one = " one" if len(case.pictures) == 1 else ""
     note = f'<span class="note">{escape(value)} {_number(case.value)}</span>'
     return (
         f'<div class="case"><h3>{escape(case.title)} {note}</h3>'
-        f'<div class="pictures{one}">{pictures}</div>{f"<ul>{lines}</ul>" if lines else ""}</div>'
+        f'<div class="pictures{" one" if one else ""}">{pictures}</div>{f"<ul>{lines}</ul>" if lines else ""}</div>'
     )
 
 

@@ -15,15 +15,12 @@ from vlm_core.errors import DataError
 from vlm_core.evaluate import ABSENT_AREA, BoolMask
 from vlm_core.evaluation.bootstrap import PoissonBootstrap
 from vlm_core.evaluation.cases import Case, CaseKeeper, jpeg, thumbnail
-from vlm_core.evaluation.histogram import ScoreHistogram
-from vlm_core.overlay import draw_overlay
+from vlm_core.evaluation.histogram import THRESHOLDS, ScoreHistogram
 
 if TYPE_CHECKING:
     from vlm_core.data import PhraseSample
     from vlm_core.model import Model
 
-THRESHOLDS = np.arange(1, 20) / 20
-"""Of the sweep: 0.05 to 0.95."""
 IOU_BINS = 50
 
 Interval = tuple[float, float]
@@ -156,7 +153,7 @@ class _Sums:
                 marked.append(bool(predicted.mean() > ABSENT_AREA))
                 sums.absent += 1
                 sums.marked += marked[-1]
-                self.sweep_marked += histogram.above(THRESHOLDS)[1] > ABSENT_AREA * true.size
+                self.sweep_marked += histogram.above()[1] > ABSENT_AREA * true.size
         self.images += 1
         self.present += len(ious)
         self.absent += len(marked)
@@ -179,7 +176,7 @@ class _Sums:
         counts = _four_counts(np.int64(hits), np.int64(marked - hits), area, size)
         self.counts += counts
         value = float(counts[0] / counts[1])
-        sweep = _four_counts(*histogram.above(THRESHOLDS), area, size)
+        sweep = _four_counts(*histogram.above(), area, size)
         self.sweep_counts += sweep
         self.sweep_iou += sweep[0] / sweep[1]
         self.histogram.merge(histogram)
@@ -285,7 +282,7 @@ def _case(
 
     def over(mask: BoolMask) -> bytes:
         resized = Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)
-        return jpeg(draw_overlay(small, [np.asarray(resized)], []))
+        return jpeg(_spotlight(small, np.asarray(resized)))
 
     pictures = (
         ("image", jpeg(small)),
@@ -293,3 +290,10 @@ def _case(
         ("truth", over(sample.masks[slot] >= 0.5)),
     )
     return Case(value, sample.phrases[slot], pictures)
+
+
+def _spotlight(image: Image.Image, mask: BoolMask) -> Image.Image:
+    """The image in colour where the mask is and pale grey elsewhere: seen on any colour, as a tint is not."""
+    pale = 255 - (255 - np.asarray(image.convert("L"), dtype=np.float32)) * 0.3
+    pixels = np.where(mask[..., None], np.asarray(image), pale[..., None])
+    return Image.fromarray(pixels.round().astype(np.uint8))
