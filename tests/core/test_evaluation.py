@@ -515,5 +515,3 @@ def test_the_command_reports_on_photographs(task: str, option: str, tmp_path: Pa
         assert 0 < low < measured["mean_average_precision"] < high < 1
         named = [json.loads(line)["tags"] for line in file.read_text().splitlines()]
         assert len(measured["tags"]) == len({tag for tags in named for tag in tags})
-            {tag for row in file.read_text().splitlines() for tag in json.loads(row)["tags"]}
-        )
