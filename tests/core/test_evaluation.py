@@ -215,6 +215,14 @@ def test_the_keeper_keeps_best_worst_and_middle_and_makes_few_pictures() -> None
     assert len(made) < 150
 
 
+def test_where_all_cases_are_equally_bad_none_is_called_best() -> None:
+    keeper = CaseKeeper(2)
+    for name in "abc":
+        keeper.offer(0.0, lambda n=name: Case(0.0, n, ()))  # type: ignore[misc]
+    assert [case.title for case in keeper.worst()] == ["a", "b"]
+    assert keeper.best() == []
+
+
 # --- runs ------------------------------------------------------------------------------------------------------
 
 

@@ -57,7 +57,9 @@ class CaseKeeper:
                 push(heap, (entry, -self._seen, made))
 
     def best(self) -> list[Case]:
-        """Best first."""
+        """Best first; none where all cases are equally good, since they would be the worst ones again."""
+        if self._best and max(self._best)[0] == -max(self._worst)[0]:
+            return []
         return [case for _, _, case in sorted(self._best, key=lambda e: e[:2], reverse=True)]
 
     def worst(self) -> list[Case]:
