@@ -286,11 +286,11 @@ def _report(
     from vlm_core.evaluation.runs import report_on_file, report_on_scenes
 
     model = vlm_core.load(checkpoint, device)
-    settings = {"threshold": threshold, "quiet": quiet or json_}
+    quiet = quiet or json_
     if file is not None:
-        report = report_on_file(model, task.value, file, **settings)
+        report = report_on_file(model, task.value, file, threshold=threshold, quiet=quiet)
     else:
-        report = report_on_scenes(model, task.value, seeds, **settings)
+        report = report_on_scenes(model, task.value, seeds, threshold=threshold, quiet=quiet)
     page, data = write_report(report, out)
     if json_:
         typer.echo(json.dumps(report_json(report), indent=1))

@@ -145,7 +145,8 @@ def best_rank(scores: npt.ArrayLike, right: npt.NDArray[np.bool_]) -> npt.NDArra
     if values.ndim != 2 or values.shape != right.shape or not right.any(axis=1).all():
         raise ValueError(f"ranks need (N, M) scores and something right a row, got {values.shape} and {right.shape}")
     best = np.where(right, values, -np.inf).max(axis=1, keepdims=True)
-    return 1 + np.count_nonzero(~right & (values >= best), axis=1)
+    ranks: npt.NDArray[np.int64] = 1 + np.count_nonzero(~right & (values >= best), axis=1)
+    return ranks
 
 
 def expected_one_of_k(below: npt.ArrayLike, wrong: npt.ArrayLike, k: int) -> float:

@@ -20,7 +20,8 @@ _LOGIT, _STEPS = 20.0, 4000
 def _edges() -> npt.NDArray[np.float32]:
     """Lower ends of the bins, float32: those of scores are, and a score on an edge must stay on it."""
     logits = np.linspace(-_LOGIT, _LOGIT, _STEPS + 1)
-    return np.unique(np.concatenate([[0.0], expit(logits), THRESHOLDS]).astype(np.float32))
+    edges: npt.NDArray[np.float32] = np.unique(np.concatenate([[0.0], expit(logits), THRESHOLDS]).astype(np.float32))
+    return edges
 
 
 _EDGES = _edges()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ _BLUE, _ORANGE, _GREEN, _GREY = "#0072b2", "#e69f00", "#009e73", "#999999"  # of
 
 
 def lines(
-    series: dict[str, Sequence[tuple[float, float]]], x: str, y: str, *, mark: tuple[float, str] | None = None
+    series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str, *, mark: tuple[float, str] | None = None
 ) -> bytes:
     """Lines over [0, 1] x [0, 1].
 
@@ -56,7 +56,7 @@ def grouped(groups: dict[str, dict[str, float]], y: str, *, chance: dict[str, di
             at = [names.index(name) + (index - (len(groups) - 1) / 2) * width for name in groups[series]]
             axes.bar(at, list(groups[series].values()), width=width * 0.92, color=colour, label=series)
             for x, name in zip(at, groups[series], strict=True):
-                label = "chance" if index == 0 and name == names[0] else None
+                label = "chance" if index == 0 and name == names[0] else "_nolegend_"
                 axes.hlines(chance[series][name], x - width / 2, x + width / 2, color="black", label=label)
         axes.set(ylim=(0, 1.02), ylabel=y)
         axes.set_xticks(range(len(names)), names)
