@@ -78,7 +78,8 @@ def test_every_file_that_is_linked_exists() -> None:
 
 def test_pictures_stay_small() -> None:
     pictures = sorted((ROOT / "docs" / "pictures").glob("*.png"))
-    shown = {Path(link).name for link in re.findall(r"\]\((docs/pictures/[^)]+)\)", README)}
+    pages = README + "".join(page.read_text(encoding="utf-8") for page in sorted((ROOT / "docs").glob("*.md")))
+    shown = {Path(link).name for link in re.findall(r"\]\((?:docs/)?pictures/([^)]+)\)", pages)}
     assert shown == {path.name for path in pictures}
     assert [path.name for path in pictures if path.stat().st_size > 400_000] == []
 
