@@ -63,10 +63,6 @@ class DiskCache:
             os.utime(path, (time.time(), status.st_mtime))
         return data
 
-    def has(self, key: str) -> bool:
-        """Whether there is something under a key, of whatever age; nothing is read."""
-        return self._max_bytes > 0 and self._path(key).is_file()
-
     def put(self, key: str, data: bytes) -> None:
         """Keep bytes, making room for them; more than the whole room are not kept."""
         if len(data) > self._max_bytes:

@@ -48,13 +48,6 @@ class FeatureCache:
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._writes = threading.Semaphore(_MOST_WRITES_WAITING)
 
-    def knows(self, key: str) -> bool:
-        """Whether `get` would probably answer."""
-        with self._lock:
-            if key in self._entries:
-                return True
-        return self._disk is not None and self._disk.has(key)
-
     def get(self, key: str) -> ImageFeatures | None:
         """What is kept under a key."""
         with self._lock:

@@ -293,8 +293,9 @@ class Predictor:
             kind: Kind = "both" if both else "masks"
             features = self._inference.features(kind, model, fetched, deadline.remaining())
             grids = self._inference.grids(model, features, prompts, deadline.remaining())
+        if tagged and not both:
+            features = self._inference.features("tags", model, fetched, deadline.remaining())
         for control in tagged:
-            features = self._inference.features("both" if both else "tags", model, fetched, deadline.remaining())
             tags = self._inference.ranking(
                 model, features, _phrases([control]), deadline.remaining(), multiple=_each(control, job)
             )
