@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import time
@@ -98,6 +97,3 @@ def _until_healthy(vlm: str, folder: Path) -> float:
         finally:
             process.terminate()
             process.wait(30)
-
-
-assert os.name == "posix"  # ru_maxrss is in kilobytes there

@@ -112,24 +112,27 @@ class PhraseRow:
 def read_pairs(path: str | Path) -> list[PairRow]:
     """Read an image-text file. Raises DataError naming the line, the value and what to do."""
     rows = []
-    for number, row in _lines(Path(path), required=("image", "text"), optional=()):
+    for number, row in json_lines(Path(path), required=("image", "text"), optional=()):
         where = f"{path}, line {number}"
-        rows.append(PairRow(_file(row, "image", Path(path), where), _text(row, "text", where)))
+        rows.append(PairRow(named_file(row, "image", Path(path), where), _text(row, "text", where)))
     return rows
 
 
 def read_phrases(path: str | Path) -> list[PhraseRow]:
     """Read a phrase file. Raises DataError naming the line, the value and what to do."""
     rows = []
-    for number, row in _lines(Path(path), required=("image", "phrase", "mask"), optional=("text",)):
+    for number, row in json_lines(Path(path), required=("image", "phrase", "mask"), optional=("text",)):
         where = f"{path}, line {number}"
-        mask = None if row["mask"] is None else _file(row, "mask", Path(path), where)
+        mask = None if row["mask"] is None else named_file(row, "mask", Path(path), where)
         text = _text(row, "text", where) if row.get("text") is not None else None
-        rows.append(PhraseRow(_file(row, "image", Path(path), where), _text(row, "phrase", where), mask, text))
+        rows.append(PhraseRow(named_file(row, "image", Path(path), where), _text(row, "phrase", where), mask, text))
     return rows
 
 
-def _lines(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) -> Iterator[tuple[int, dict[str, Any]]]:
+def json_lines(
+    path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]
+) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Number and object of each line of a JSONL file. Raises DataError for a line with other keys, or no line."""
     example = json.dumps(dict.fromkeys(required, "..."))
     try:
         content = path.read_text(encoding="utf-8-sig")  # with or without the mark that some editors put in front
@@ -160,7 +163,8 @@ def _lines(path: Path, *, required: tuple[str, ...], optional: tuple[str, ...]) 
         raise DataError(f"{path} holds no line: expected lines such as {example}")
 
 
-def _file(row: dict[str, Any], key: str, source: Path, where: str) -> Path:
+def named_file(row: dict[str, Any], key: str, source: Path, where: str) -> Path:
+    """The file that a line names, relative to the file `source` that it is in. Raises DataError where there is none."""
     value = row[key]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {value!r}; give the path of a file, relative to {source.name}")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from vlm_core.data import _file, _lines, open_image
+from vlm_core.data import json_lines, named_file, open_image
 from vlm_core.errors import DataError
 
 
@@ -28,12 +28,12 @@ class TagRow:
 def read_tags(path: str | Path) -> list[TagRow]:
     """Read a tag file. Raises DataError naming the line, the value and what to do."""
     rows: dict[Path, TagRow] = {}
-    for number, row in _lines(Path(path), required=("image", "tags"), optional=()):
+    for number, row in json_lines(Path(path), required=("image", "tags"), optional=()):
         where = f"{path}, line {number}"
         tags = row["tags"]
         if not isinstance(tags, list) or not all(isinstance(tag, str) and tag.strip() for tag in tags):
             raise DataError(f"{where}: tags is {tags!r}; give a list of texts that are not blank, [] for none")
-        image = _file(row, "image", Path(path), where)
+        image = named_file(row, "image", Path(path), where)
         if image in rows:
             raise DataError(f"{where}: {row['image']!r} has a line already; give an image one line with all its tags")
         rows[image] = TagRow(image, tuple(dict.fromkeys(tag.strip() for tag in tags)))

@@ -121,9 +121,25 @@ def convert_instances(
     names = _category_names(index, writer)
     if not names:
         raise DataError(f'{instances} has no "categories": give an instances file; captions go through --captions')
-    for done, (image_id, entry, objects) in enumerate(index.per_image(), start=1):
+    for image_id, image, part, objects in _wanted(index, images, writer, "phrases", progress, empty=absent > 0):
+        masks, seen = _category_masks(objects, names, image, writer)
+        for name, (category_id, mask) in masks.items():
+            writer.phrase(part, image, name, writer.save_mask(f"{image_id}-{category_id}", mask))
+        missing = [name for name in dict.fromkeys(names.values()) if name not in seen]
+        for name in sorted(missing, key=lambda name: uniform(writer.seed, "absent", image.name, name))[:absent]:
+            writer.phrase(part, image, name, None)
+
+
+def _wanted(
+    index: CocoIndex, images: Path, writer: DatasetWriter, kind: str, progress: Progress, *, empty: bool = False
+) -> Iterator[tuple[int, SourceImage, str, list[Any]]]:
+    """Images that are there and that `writer` has room for: id, image, part and annotations.
+
+    With `empty` those without annotations too.
+    """
+    for done, (image_id, entry, rows) in enumerate(index.per_image(), start=1):
         progress(done, len(index.images))
-        if not objects and not absent:
+        if not rows and not empty:
             continue
         try:
             image = find_image(images, entry.file_name, entry.size_hw)
@@ -131,14 +147,8 @@ def convert_instances(
             writer.summary.leave_out(str(reason), str(entry.file_name))
             continue
         part = writer.part_of(image.name)
-        if not writer.has_room("phrases", part, image.name):
-            continue
-        masks, seen = _category_masks(objects, names, image, writer)
-        for name, (category_id, mask) in masks.items():
-            writer.phrase(part, image, name, writer.save_mask(f"{image_id}-{category_id}", mask))
-        missing = [name for name in dict.fromkeys(names.values()) if name not in seen]
-        for name in sorted(missing, key=lambda name: uniform(writer.seed, "absent", image.name, name))[:absent]:
-            writer.phrase(part, image, name, None)
+        if writer.has_room(kind, part, image.name):
+            yield image_id, image, part, rows
 
 
 def _category_names(index: CocoIndex, writer: DatasetWriter) -> dict[int, str]:
@@ -196,18 +206,7 @@ def convert_captions(captions: Path, images: Path, writer: DatasetWriter, *, pro
         DataError: not such a file.
     """
     index = index_coco(captions, writer)
-    for done, (_, entry, texts) in enumerate(index.per_image(), start=1):
-        progress(done, len(index.images))
-        if not texts:
-            continue
-        try:
-            image = find_image(images, entry.file_name, entry.size_hw)
-        except LeftOutError as reason:
-            writer.summary.leave_out(str(reason), str(entry.file_name))
-            continue
-        part = writer.part_of(image.name)
-        if not writer.has_room("pairs", part, image.name):
-            continue
+    for _, image, part, texts in _wanted(index, images, writer, "pairs", progress):
         for annotation in texts:
             try:
                 writer.pair(part, image, clean_phrase(annotation.get("caption")))
