@@ -102,19 +102,22 @@ def describe(checkpoint: Path) -> Description:
     directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
     if not checkpoint.exists():
         raise CheckpointNotFoundError(f"there is no {checkpoint}: give a checkpoint's directory, or one of vlm models")
-    if (directory / "manifest.json").is_file() and checkpoint.is_dir():
-        return _own(directory, read_json(directory / "manifest.json"))
-    if not (directory / "config.json").is_file():
+    own = checkpoint.is_dir() and (directory / "manifest.json").is_file()
+    settings = directory / ("manifest.json" if own else "config.json")
+    if not settings.is_file():
         raise CheckpointNotFoundError(
             f"{directory} has neither manifest.json nor config.json: give the directory that holds a checkpoint's files"
         )
-    config = read_json(directory / "config.json")
-    kind = config.get("model_type")
-    if kind not in ("clip", "clipseg", "siglip"):
+    values = read_json(settings)
+    kind = values.get("model_type")
+    if not own and kind not in ("clip", "clipseg", "siglip"):
         raise CheckpointMismatchError(
-            f"{directory / 'config.json'} describes a model of type {kind!r}; clip, clipseg and siglip can be loaded"
+            f"{settings} describes a model of type {kind!r}; clip, clipseg and siglip can be loaded"
         )
-    return _published(checkpoint, directory, config, str(kind))
+    try:
+        return _own(directory, values) if own else _published(checkpoint, directory, values, str(kind))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise CheckpointMismatchError(f"{settings} lacks or garbles {error!r}") from error
 
 
 def cached() -> dict[str, Path]:
@@ -135,24 +138,21 @@ def cached() -> dict[str, Path]:
 
 
 def _own(directory: Path, manifest: Mapping[str, Any]) -> Description:
-    try:
-        image, text, decoder = manifest["image_encoder"], manifest["text_encoder"]["config"], manifest["decoder"]
-        size = manifest["mask_transform"]
-        arguments = image["model_args"]
-        return Description(
-            path=str(directory),
-            layout="vlm train",
-            masks=decoder is not None,
-            tags=True,
-            image_tower=f"{image['architecture']} {arguments}",
-            text_tower=f"{text['model_type']}, {text.get('n_layers') or text.get('num_hidden_layers')} blocks",
-            mask_px=0 if decoder is None else int(size["size_hw"][0]),
-            taps=() if decoder is None else tuple(decoder["taps"]),
-            **_weights(directory),
-            missing=_missing(directory, processor=False),
-        )
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointMismatchError(f"{directory / 'manifest.json'} lacks or garbles {error!r}") from error
+    image, text, decoder = manifest["image_encoder"], manifest["text_encoder"]["config"], manifest["decoder"]
+    size = manifest["mask_transform"]
+    arguments = image["model_args"]
+    return Description(
+        path=str(directory),
+        layout="vlm train",
+        masks=decoder is not None,
+        tags=True,
+        image_tower=f"{image['architecture']} {arguments}",
+        text_tower=f"{text['model_type']}, {text.get('n_layers') or text.get('num_hidden_layers')} blocks",
+        mask_px=0 if decoder is None else int(size["size_hw"][0]),
+        taps=() if decoder is None else tuple(decoder["taps"]),
+        **_weights(directory),
+        missing=_missing(directory, processor=False),
+    )
 
 
 def _published(checkpoint: Path, directory: Path, config: Mapping[str, Any], kind: str) -> Description:

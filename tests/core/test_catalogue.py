@@ -80,6 +80,14 @@ def test_what_is_no_checkpoint_is_an_error(tmp_path: Path, config: str | None, r
         describe(tmp_path)
 
 
+def test_a_garbled_configuration_is_an_error_of_its_own(tmp_path: Path) -> None:
+    directory = _clipseg(tmp_path / "made")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "extract_layers": 3}))
+    with pytest.raises(CheckpointError, match=r"config\.json lacks or garbles"):
+        describe(directory)
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff" * 20, (2).to_bytes(8, "little") + b"[]"])
 def test_a_damaged_file_of_weights_is_an_error(tmp_path: Path, content: bytes) -> None:
     directory = _clipseg(tmp_path / "made")
