@@ -11,7 +11,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-ControlKind = Literal["brushlabels", "rectanglelabels", "choices"]
+ControlKind = Literal[
+    "brushlabels",
+    "bitmasklabels",
+    "polygonlabels",
+    "rectanglelabels",
+    "ellipselabels",
+    "keypointlabels",
+    "brush",
+    "bitmask",
+    "polygon",
+    "rectangle",
+    "ellipse",
+    "keypoint",
+    "choices",
+    "taxonomy",
+    "textarea",
+    "ranker",
+]
+"""The type of a control's results. A bare shape ("polygon") takes its labels from a `Labels` tag."""
+
+Shape = Literal["brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint"]
+"""What a region on the image is drawn as."""
+
+_SHAPES: tuple[Shape, ...] = ("brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint")
 
 
 @dataclass(frozen=True)
@@ -22,11 +45,17 @@ class LabelPrompt:
         label: what goes into results (`alias` where there is one, else `value`).
         prompts: one or more phrases, none blank, no repeats; alternatives, the best one counts.
         value: the label's `value`; the editor accepts it in results too.
+        not_prompts: phrases of what must not be included.
+        prompt_from: field of the task's data that holds the phrase instead of `prompts`; None: `prompts` count.
+        path: of a taxonomy's item, from the root to this item, as results name it; () for all other labels.
     """
 
     label: str
     prompts: tuple[str, ...]
     value: str = ""
+    not_prompts: tuple[str, ...] = ()
+    prompt_from: str | None = None
+    path: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,7 +71,18 @@ class ControlPlan:
         threshold: least probability, 0..1; None: the predictor's default for this kind.
         min_area: least area of a region, pixels of the displayed image; None: the predictor's default.
         top_k: most regions per label, or most choices; None: no limit.
-        multiple: several choices may be given together (`choices` only).
+        multiple: several answers may be given together (`choices` and `taxonomy` only).
+        labels_name: name of the `Labels` tag that labels a bare shape; None for all other controls.
+        max_regions: most regions of this control on one image, the surest ones; None: no limit.
+        tile: side of the narrowest windows through which a large image is looked at, px; "auto" chooses it; None:
+            the whole image alone.
+        rotated: boxes may be rotated (`rectanglelabels` and `rectangle` only).
+        per_region: asked once for each predicted region, of its part of the image, instead of the whole image.
+        only_labels: with `per_region`, the labels of regions for which it is asked; (): all.
+        only_controls: with `per_region`, the names of the controls for whose regions it is asked; (): all.
+        text: what a `textarea` is filled with: "tags", its labels ranked, with scores; "phrases", those that were
+            asked and found something. "" for all other controls.
+        items_from: field of the task's data that holds the items of a `ranker`, a list; None for all others.
     """
 
     kind: ControlKind
@@ -54,6 +94,21 @@ class ControlPlan:
     min_area: int | None = None
     top_k: int | None = None
     multiple: bool = False
+    labels_name: str | None = None
+    max_regions: int | None = None
+    tile: int | Literal["auto"] | None = None
+    rotated: bool = False
+    per_region: bool = False
+    only_labels: tuple[str, ...] = ()
+    only_controls: tuple[str, ...] = ()
+    text: Literal["", "tags", "phrases"] = ""
+    items_from: str | None = None
+
+    @property
+    def shape(self) -> Shape | None:
+        """What its regions are drawn as; None for a control that answers for the whole image or a whole region."""
+        drawn = self.kind.removesuffix("labels")
+        return next((shape for shape in _SHAPES if shape == drawn), None)
 
     def image_uri(self, data: Mapping[str, Any]) -> str | None:
         """The image's address in a task's data; None where the field is absent or holds no text.
@@ -113,12 +168,12 @@ class PredictionPlan:
     @property
     def prompts(self) -> tuple[str, ...]:
         """Every phrase of the controls that ask for regions, in order, without repeats."""
-        return self._phrases(("brushlabels", "rectanglelabels"))
+        return self._phrases([control for control in self.controls if control.shape is not None])
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Every phrase of the `Choices` controls, in order, without repeats."""
-        return self._phrases(("choices",))
+        """Every phrase of the controls that rank tags, in order, without repeats."""
+        return self._phrases([control for control in self.controls if control.shape is None])
 
     def control(self, from_name: str) -> ControlPlan | None:
         """The planned control of that name."""
@@ -132,13 +187,8 @@ class PredictionPlan:
         """
         return {"controls": [json.loads(json.dumps(asdict(control))) for control in self.controls]}
 
-    def _phrases(self, kinds: tuple[str, ...]) -> tuple[str, ...]:
+    @staticmethod
+    def _phrases(controls: Sequence[ControlPlan]) -> tuple[str, ...]:
         return tuple(
-            dict.fromkeys(
-                phrase
-                for control in self.controls
-                if control.kind in kinds
-                for label in control.labels
-                for phrase in label.prompts
-            )
+            dict.fromkeys(phrase for control in controls for label in control.labels for phrase in label.prompts)
         )
