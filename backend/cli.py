@@ -122,6 +122,9 @@ def predict(
         str | None,
         typer.Option(help="Find small things in large images through windows so many px wide; auto chooses."),
     ] = None,
+    edges: Annotated[
+        bool, typer.Option("--edges", help="Pull masks to the image's edges, for things that stand out clearly.")
+    ] = False,
     checkpoint: Annotated[str | None, typer.Option(help="Hub id, directory, or demo (VLM_CHECKPOINT).")] = None,
     threshold: Annotated[float, typer.Option(help="Probability from which a pixel is marked, 0 to 1.")] = 0.5,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 (VLM_DEVICE).")] = None,
@@ -160,6 +163,7 @@ def predict(
             out=out,
             threshold=threshold,
             tile="auto" if tile == "auto" else None if tile is None else int(tile),
+            edges=edges,
             on_image=lambda _: advance(),
         )
     if json_:

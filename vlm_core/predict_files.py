@@ -11,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 
 from vlm_core.data import open_image, open_mask
+from vlm_core.edges import refine_to_edges
 from vlm_core.errors import CapabilityError, DataError, InputError
 from vlm_core.masks import binarise, bounding_box
 from vlm_core.model import Model
@@ -66,6 +67,15 @@ class FileResult:
     error: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class _MaskSettings:
+    """How masks are made of logits; the arguments of `predict_files` of these names."""
+
+    threshold: float
+    tile: Tile
+    edges: bool
+
+
 def predict_files(
     model: Model,
     images: Sequence[Path],
@@ -75,6 +85,7 @@ def predict_files(
     out: Path,
     threshold: float = 0.5,
     tile: Tile = None,
+    edges: bool = False,
     on_image: Callable[[FileResult], None] = lambda result: None,
 ) -> list[FileResult]:
     """Predict every file and write overlays, masks and `predictions.json` into `out`.
@@ -87,6 +98,7 @@ def predict_files(
         out: directory, made where it is missing; files of the same name are replaced.
         threshold: probability from which a pixel belongs to a mask, in [0, 1].
         tile: as for `Model.segment`.
+        edges: pull masks to the edges of their image; see `vlm_core.edges` for when that helps.
         on_image: called after each image, for progress.
 
     Raises:
@@ -113,6 +125,7 @@ def predict_files(
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{out} cannot be made a directory ({error.strerror}): choose another output") from error
+    masks = _MaskSettings(threshold, tile, edges)
     results = []
     for path, stem in zip(images, _unique_stems(images), strict=True):
         try:
@@ -120,13 +133,14 @@ def predict_files(
         except DataError as error:
             result = FileResult(str(path), 0, 0, (), (), None, str(error))
         else:
-            result = _predict_one(model, path, image, stem, names, asked, tags, out, threshold, tile)
+            result = _predict_one(model, path, image, stem, names, asked, tags, out, masks)
         results.append(result)
         on_image(result)
     document = {
         "model": {"name": model.name, "fingerprint": model.fingerprint},
         "threshold": threshold,
         "tile": tile,
+        "edges": edges,
         "asked": [_told(prompt) for prompt in asked],
         "images": [asdict(r) for r in results],
     }
@@ -223,8 +237,7 @@ def _predict_one(
     asked: Sequence[Prompt],
     tags: Sequence[str],
     out: Path,
-    threshold: float,
-    tile: Tile,
+    masks: _MaskSettings,
 ) -> FileResult:
     features = model.encode_image(image, masks=bool(asked), tags=bool(tags))
     found, drawn, legend = [], [], []
@@ -232,14 +245,16 @@ def _predict_one(
         size_hw = (image.height, image.width)
         prepared = model.encode_prompts(asked)
         grid = model.decode(features, prepared.conditions).logits
-        if tile is not None:
+        if masks.tile is not None:
             assert model.mask_transform is not None  # it gave masks
-            levels = choose_windows(size_hw, model.mask_transform.size_hw, tile)
+            levels = choose_windows(size_hw, model.mask_transform.size_hw, masks.tile)
             grid = segment_windows(model, image, prepared.conditions, grid, levels)
         for index, prompt in enumerate(names):
             # one prompt at a time: all of them at full size would fill the memory of a large photograph
             probability = prepared.answer_one(index, grid, size_hw).sigmoid().numpy()
-            mask = binarise(probability, threshold)
+            mask = binarise(probability, masks.threshold)
+            if masks.edges:
+                mask = refine_to_edges(mask, image)
             name = f"{stem}.mask-{index + 1}-{_slug(prompt)}.png"
             Image.fromarray(mask).convert("L").save(out / name)
             score = float(probability[mask].mean()) if mask.any() else float(probability.max())

@@ -16,6 +16,8 @@ from backend.cli import app
 from backend.terminal import print_predictions
 from tests.core.factories import make_clip_directory, make_clipseg_directory
 from vlm_core import errors, masks
+from vlm_core.demo.scenes import generate_scene
+from vlm_core.edges import refine_to_edges
 from vlm_core.model import Model
 from vlm_core.overlay import PALETTE, draw_overlay
 from vlm_core.pictures import open_picture
@@ -121,6 +123,22 @@ def test_the_command_takes_every_kind_of_prompt(photo: Path, tmp_path: Path) -> 
     assert document["tile"] == "auto"
     for wrong in (["--tile", "small"], ["--tile", "-3"]):
         assert CliRunner().invoke(app, [*arguments, *wrong, "--out", str(tmp_path / "out")]).exit_code == 2
+
+
+def test_masks_are_pulled_to_edges_where_asked(tmp_path: Path) -> None:
+    scene = generate_scene(7)
+    phrase, _ = scene.phrases()[0]
+    scene.image.save(tmp_path / "scene.png")
+    written = {}
+    for name, more in (("plain", []), ("edges", ["--edges"])):
+        out = tmp_path / name
+        arguments = ["predict", str(tmp_path / "scene.png"), "--prompt", phrase, "--checkpoint", "demo", *more]
+        assert CliRunner().invoke(app, [*arguments, "--device", "cpu", "--out", str(out)]).exit_code == 0
+        document = json.loads((out / "predictions.json").read_text())
+        assert document["edges"] is bool(more)
+        written[name] = np.asarray(Image.open(out / document["images"][0]["prompts"][0]["mask"])) == 255
+    assert np.array_equal(written["edges"], refine_to_edges(written["plain"], scene.image.convert("RGB")))
+    assert not np.array_equal(written["edges"], written["plain"])
 
 
 @pytest.mark.parametrize("text", ["shown.png", ":mask.png", "shown.png:", "{image}:1,2,3", "{image}:gone.png"])
