@@ -236,7 +236,8 @@ class Predictor:
 
 def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[ControlPlan, ...]:
     """The controls that this model can answer: one that only ranks tags answers `Choices` only."""
-    return tuple(c for c in plan.controls if c.kind == "choices" or model.can_segment)
+    can_answer = {"choices", "brushlabels", "rectanglelabels"} if model.can_segment else {"choices"}
+    return tuple(c for c in plan.controls if c.kind in can_answer and not c.per_region)
 
 
 def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) -> tuple[ControlPlan, ...]:

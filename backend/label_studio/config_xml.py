@@ -19,6 +19,8 @@ class LabelConfigError(ValueError):
     """The labelling config cannot be used; the message names line, value and remedy.
 
     Attributes:
+        problem: what is wrong, with the value.
+        remedy: what to do.
         line: 1-based line in the config, None where no single line is to blame.
     """
 
@@ -26,6 +28,8 @@ class LabelConfigError(ValueError):
         """Compose the message as `labelling config, line N: problem. remedy.`"""
         where = "labelling config" if line is None else f"labelling config, line {line}"
         super().__init__(f"{where}: {problem}. {remedy}.")
+        self.problem = problem
+        self.remedy = remedy
         self.line = line
 
 
@@ -47,6 +51,17 @@ class Tag:
     def get(self, attribute: str) -> str | None:
         """The attribute's value, None where the tag does not carry it."""
         return self.attributes.get(attribute)
+
+    def ancestors(self) -> Iterator[Tag]:
+        """The tags around this one, the nearest first."""
+        above = self.parent
+        while above is not None:
+            yield above
+            above = above.parent
+
+    def is_inside(self, kind: str) -> bool:
+        """Whether a tag of that kind is around this one."""
+        return any(tag.kind == kind for tag in self.ancestors())
 
     def walk(self) -> Iterator[Tag]:
         """This tag and everything inside, in document order."""

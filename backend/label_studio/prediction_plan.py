@@ -42,7 +42,8 @@ class LabelPrompt:
     """One label and the phrases that stand for it.
 
     Attributes:
-        label: what goes into results (`alias` where there is one, else `value`).
+        label: what goes into results (`alias` where there is one, else `value`). Of a taxonomy's item, whose name may
+            be there in several branches, its path joined by " / ".
         prompts: one or more phrases, none blank, no repeats; alternatives, the best one counts.
         value: the label's `value`; the editor accepts it in results too.
         not_prompts: phrases of what must not be included.
@@ -65,9 +66,9 @@ class ControlPlan:
     Attributes:
         kind: the region type in results.
         from_name: name of the control tag.
-        to_name: name of the `Image` that it labels.
+        to_name: name of the `Image` that it labels; of a `ranker`, of its `List`.
         image_key: field of the task's data that holds the image's address; see `image_uri`.
-        labels: one or more labels, in the config's order.
+        labels: one or more labels, in the config's order; () for a `ranker` and for a `textarea` of "phrases".
         threshold: least probability, 0..1; None: the predictor's default for this kind.
         min_area: least area of a region, pixels of the displayed image; None: the predictor's default.
         top_k: most regions per label, or most choices; None: no limit.
@@ -109,6 +110,11 @@ class ControlPlan:
         """What its regions are drawn as; None for a control that answers for the whole image or a whole region."""
         drawn = self.kind.removesuffix("labels")
         return next((shape for shape in _SHAPES if shape == drawn), None)
+
+    @property
+    def covers_pixels(self) -> bool:
+        """Whether its regions are areas: masks, boxes and outlines, but not points."""
+        return self.shape not in (None, "keypoint")
 
     def image_uri(self, data: Mapping[str, Any]) -> str | None:
         """The image's address in a task's data; None where the field is absent or holds no text.
