@@ -63,8 +63,9 @@ soak: venv ## SOAK_MINUTES of predictions against one server: no error, no growi
 bench: venv ## the engine against its references, on an idle machine; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench
 
-pictures: venv venv-label-studio ## the README's pictures, from the demo checkpoint and a real Label Studio
+pictures: venv venv-label-studio ## the pictures of README and docs, from the demo checkpoint and a real Label Studio
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
+	$(BIN)/python -m vlm_core.demo.controls --out docs/pictures/controls
 	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
 		$(BIN)/pytest tests/e2e/test_browser.py
 

@@ -411,21 +411,32 @@ def connect(
 @app.command("check-config")
 def check_config(
     file: Annotated[Path, typer.Argument(help="The labelling config, XML; - reads it from stdin.")],
+    extra_params: Annotated[
+        str, typer.Option("--extra-params", help="The connection's extra parameters, a JSON object.")
+    ] = "",
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show what will be predicted for a labelling config, with which phrases, and what is left alone and why.
+
+    A mistake is named with its line and what to do.
 
     Example: vlm check-config config.xml
     """
     import json
 
     from backend.label_studio.config import LabelConfigError, parse_label_config
-    from backend.label_studio.config_report import report_data, report_lines
+    from backend.label_studio.config_report import error_data, report_data, report_lines
 
     try:
-        plan = parse_label_config(sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8"))
-    except (LabelConfigError, UnicodeDecodeError) as error:
+        xml = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
+        plan = parse_label_config(xml, extra_params)
+    except LabelConfigError as error:
         print(f"vlm: {error}", file=sys.stderr)
+        if json_:
+            typer.echo(json.dumps(error_data(error)))
+        raise typer.Exit(1) from None
+    except UnicodeDecodeError as error:
+        print(f"vlm: {file} is not UTF-8 text ({error})", file=sys.stderr)
         raise typer.Exit(1) from None
     except OSError as error:
         print(f"vlm: {file} cannot be read: {error.strerror}", file=sys.stderr)

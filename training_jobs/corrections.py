@@ -4,9 +4,11 @@ Label Studio owns the labels, so everything is read from its API each time. What
 
 - Of several annotations what `backend.label_studio.truth` says.
 - A finished image says something about every label that its annotator could choose: a label without a region is
-  **not there**. Of labels that came later it says nothing (`training_jobs.label_history`).
+  **not there**. Of labels that came later it says nothing (`training_jobs.label_history`), nor of one that is marked by
+  points only.
 - So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
   something visible is absent.
+- A label whose phrase is another one for each task (`model_prompt_from`) is not learned: it has no meaning of its own.
 - The same picture in several tasks counts once, with the annotation that was changed last.
 
 Everything that is left out is counted.
@@ -25,14 +27,18 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from backend.label_studio.annotation_masks import with_labels
 from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
+from backend.label_studio.prediction_plan import Shape
 from backend.label_studio.results import masks_from_results
 from backend.label_studio.truth import AREAS, BOXES, NOTHING_DRAWN, Vote, agreed, annotations_that_count, changed_at
 from training_jobs.label_history import LabelHistory
 
 BoolMask = NDArray[np.bool_]
 Json = dict[str, Any]
+
+_MOST_EXACT: tuple[Shape | None, ...] = ("brush", "bitmask", "polygon", "ellipse", "rectangle")
 
 
 class TaskSource(Protocol):
@@ -148,15 +154,17 @@ class Corrections:
 
 
 def train_labels(plan: PredictionPlan, to_name: str) -> tuple[TrainLabel, ...]:
-    """The labels of one image of the config that masks are predicted for, in the config's order.
+    """The labels of one image of the config that areas are predicted for, in the config's order.
 
-    A label in two controls counts once, as its `BrushLabels` control has it.
+    A label in several controls counts once, as the control has it that draws most exactly.
     """
     found: dict[str, TrainLabel] = {}
-    controls = [item for item in plan.controls if item.to_name == to_name and item.kind != "choices"]
-    for control in sorted(controls, key=lambda item: item.kind != "brushlabels"):
+    controls = [item for item in plan.controls if item.to_name == to_name and item.covers_pixels]
+    for control in sorted(controls, key=lambda item: _MOST_EXACT.index(item.shape)):
         for label in control.labels:
-            found.setdefault(label.label, TrainLabel(label.label, label.prompts, control.threshold, control.min_area))
+            if label.prompt_from is None:
+                one = TrainLabel(label.label, label.prompts, control.threshold, control.min_area)
+                found.setdefault(label.label, one)
     return tuple(found.values())
 
 
@@ -203,8 +211,9 @@ def read_corrections(
 
 
 def _one_per_image(plan: PredictionPlan) -> list[ControlPlan]:
-    """For each image of the config one control that masks are predicted for."""
-    return list({item.to_name: item for item in plan.controls if item.kind != "choices"}.values())
+    """For each image of the config one control whose labels are learned."""
+    drawn = {item.to_name: item for item in plan.controls if item.covers_pixels}
+    return [control for to_name, control in drawn.items() if train_labels(plan, to_name)]
 
 
 def _counting(task: Json, corrections: Corrections) -> list[Json]:
@@ -244,12 +253,14 @@ class _Reader:
         votes: list[Vote] = []
         ids: list[int] = []
         for annotation in annotations:
-            masks = _read_masks(annotation["result"], self.plan, control.to_name, fetched.size_hw)
-            if masks is None:
+            read = _read_masks(annotation["result"], self.plan, control.to_name, fetched.size_hw)
+            if read is None:
                 counts["unreadable"] += 1
                 continue
+            masks, pointed = read
             changed = changed_at(annotation)
-            about = {item.name for item in labels if self.history.could_choose(item.name, changed)} | set(masks)
+            could_choose = {item.name for item in labels if self.history.could_choose(item.name, changed)}
+            about = (could_choose - pointed) | set(masks)
             votes.append(Vote(masks, frozenset(about)))
             ids.append(int(annotation["id"]))
             self.corrections.stamps[str(annotation["id"])] = changed
@@ -276,28 +287,38 @@ class _Reader:
 
 def _read_masks(
     result: Sequence[Json], plan: PredictionPlan, to_name: str, size_hw: tuple[int, int]
-) -> dict[str, BoolMask] | None:
-    """The masks of one annotation; None where a region of a known label cannot be read."""
-    known = [region for region in result if _is_known_area(region, plan, to_name)]
-    boxes = [region for region in known if str(region.get("type")) in BOXES]
-    finer = [region for region in known if str(region.get("type")) not in BOXES]
+) -> tuple[dict[str, BoolMask], set[str]] | None:
+    """The masks of one annotation, and the labels that it gives to points; None where a known area is unreadable."""
+    learned = {label.name for label in train_labels(plan, to_name)}
+    boxes: list[Json] = []
+    finer: list[Json] = []
+    pointed: set[str] = set()
+    for region in with_labels(result):
+        names = _labels_of(region, plan, to_name) & learned
+        if not names:
+            continue
+        kind = str(region.get("type"))
+        if kind in AREAS:
+            (boxes if kind in BOXES else finer).append(region)
+        else:
+            pointed |= names
     masks: dict[str, BoolMask] = {}
     for regions in (finer, boxes):
         read = masks_from_results(regions, plan, to_name=to_name, size_hw=size_hw)
         if any(region.reason != NOTHING_DRAWN for region in read.unread):
             return None
         masks = {**read.masks, **masks}
-    return masks
+    return {label: mask for label, mask in masks.items() if label in learned}, pointed
 
 
-def _is_known_area(region: object, plan: PredictionPlan, to_name: str) -> bool:
-    """Whether a region is an area for a label that the plan learns."""
-    if not isinstance(region, Mapping) or region.get("to_name") != to_name:
-        return False
-    kind, value = str(region.get("type")), region.get("value")
-    if kind not in AREAS or not isinstance(value, Mapping):
-        return False
-    given = value.get(kind) or value.get("labels")
-    names = given if isinstance(given, list) else []
-    controls = [item for item in plan.controls if item.to_name == to_name and item.kind != "choices"]
-    return any(control.label_named(str(name)) is not None for name in names for control in controls)
+def _labels_of(region: object, plan: PredictionPlan, to_name: str) -> set[str]:
+    """The labels of the plan that a region carries, as results name them."""
+    value = region.get("value") if isinstance(region, Mapping) and region.get("to_name") == to_name else None
+    if not isinstance(region, Mapping) or not isinstance(value, Mapping):
+        return set()
+    given = value.get(str(region.get("type"))) or value.get("labels")
+    controls = [item for item in plan.controls if item.to_name == to_name and item.shape is not None]
+    found = (
+        control.label_named(str(name)) for name in (given if isinstance(given, list) else []) for control in controls
+    )
+    return {label.label for label in found if label is not None}

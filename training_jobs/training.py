@@ -113,10 +113,8 @@ def train_version(
     config = config or recipe_config(settings)
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
-    if not plan.prompts:
-        return Result(
-            "nothing to learn", "the labelling config has no BrushLabels or RectangleLabels to learn masks for"
-        )
+    if not _names(plan):
+        return Result("nothing to learn", "the labelling config has no label of masks, boxes or outlines to learn")
     report("reading corrections", 0.0, None)
     directory = store.project_dir(project_id)
     corrections = _read_corrections(client, fetcher, project_id, plan, directory, report)
@@ -188,6 +186,11 @@ def _read_plan(client: Any, data_dir: Path, project_id: int) -> PredictionPlan:
         raise CannotTrainError(f"project {project_id}: {error}") from error
 
 
+def _names(plan: PredictionPlan) -> set[str]:
+    """Of all labels that can be learned."""
+    return {label.name for control in plan.controls for label in train_labels(plan, control.to_name)}
+
+
 def _read_corrections(
     client: Any, fetcher: ImageSource, project_id: int, plan: PredictionPlan, directory: Path, report: Report
 ) -> Corrections:
@@ -196,7 +199,7 @@ def _read_corrections(
     Raises:
         ImagesAwayError: too many images failed for reasons that may pass.
     """
-    names = {label.name for control in plan.controls for label in train_labels(plan, control.to_name)}
+    names = _names(plan)
     history = label_history(directory / "labels.json", sorted(names))
     corrections = read_corrections(
         client, fetcher, project_id, plan, history, on_task=lambda: report("reading corrections", 0.02, None)

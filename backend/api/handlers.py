@@ -97,6 +97,7 @@ class Handlers:
         self._training = training
         self._started = time.time()
         self._served: dict[int, str] = {}
+        self._unusable: dict[int, str] = {}
 
     def health(self) -> Reply:
         """That the server runs, and where loading the model stands. Never waits for anything."""
@@ -106,7 +107,7 @@ class Handlers:
         """The name of the version that serves the project.
 
         A labelling config that cannot be used does not break it: Label Studio would take the backend for dead.
-        The reason is logged and part of the reply, and every prediction says it.
+        The reason is logged, part of the reply and of `/status`, and every prediction says it.
 
         Raises:
             UnavailableError: the version is not known yet.
@@ -129,8 +130,9 @@ class Handlers:
         self._served[request.project] = version.name
         reply: dict[str, Any] = {"model_version": version.name}
         if plan is None:
-            reply["config_error"] = problem
+            reply["config_error"] = self._unusable[request.project] = problem
         else:
+            self._unusable.pop(request.project, None)
             reply["left_alone"] = self._left_alone(plan)
         return Reply(reply, notes={"project": request.project, "version": version.name})
 
@@ -256,6 +258,7 @@ class Handlers:
                 "model": model,
                 "queue": queue,
                 "projects": {str(project): name for project, name in sorted(self._served.items())},
+                "unusable_configs": {str(project): reason for project, reason in sorted(self._unusable.items())},
             }
         )
 

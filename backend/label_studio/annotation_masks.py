@@ -1,8 +1,10 @@
 """What annotators drew -> masks per label, for training and for comparison.
 
 Reads results as Label Studio stores them: brush strokes and masks, bitmasks, rectangles (rotated ones too),
-ellipses, polygons, and choices. A pixel is inside a shape when its centre is. Nothing here is fatal: a region
-that cannot be read is listed with its reason, and the others count.
+ellipses, polygons, and choices. A shape drawn with a bare tag ("polygon") and its label are two results with one id
+(`with_labels`). A pixel is inside a shape when its centre is. Nothing here is fatal: a region that cannot be read is
+listed with its reason, and the others count. Answers that are no region and no choice for the image (taxonomies,
+texts, choices for single regions ...) are passed over.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from backend.label_studio.shapes import (
 )
 
 MAX_MASK_PIXELS = 400_000_000
+
+
+BARE_SHAPES = frozenset({"brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint", "vector", "magicwand"})
+"""Types of regions whose labels come from another result."""
+_ANSWERS = frozenset({"taxonomy", "textarea", "ranker", "rating", "number", "datetime", "pairwise"})
 
 
 class _UnreadableError(ValueError):
@@ -68,6 +75,38 @@ class AnnotationMasks:
     unread: tuple[UnreadRegion, ...] = ()
 
 
+def with_labels(result: object) -> list[Any]:
+    """A result list in which shapes drawn with bare tags carry their labels themselves.
+
+    The editor stores such a region as two results of one id, its shape, and its shape again with the labels that the
+    `Labels` tag gave it. The labels of all results of type "labels" go into the value of the shape, under "labels",
+    and those results are left out; a shape with labels of its own stays as it is. Nothing is changed in place.
+
+    Args:
+        result: the list as Label Studio stores it; what is no list counts as empty.
+    """
+    regions = list(result) if isinstance(result, Sequence) and not isinstance(result, str) else []
+    shapes = {_id(region) for region in regions if _is_bare(region)}
+    given: dict[str, list[str]] = {}
+    for region in regions:
+        if isinstance(region, Mapping) and region.get("type") == "labels" and isinstance(region.get("value"), Mapping):
+            given.setdefault(_id(region), []).extend(_texts(region["value"].get("labels")))
+    joined: list[Any] = []
+    for region in regions:
+        if _is_bare(region) and not region["value"].get("labels") and given.get(_id(region)):
+            labels = list(dict.fromkeys(given[_id(region)]))
+            joined.append({**region, "value": {**region["value"], "labels": labels}})
+        elif not (isinstance(region, Mapping) and region.get("type") == "labels" and _id(region) in shapes):
+            joined.append(region)
+    return joined
+
+
+def is_for_region(choices: Mapping[str, Any]) -> bool:
+    """Whether a result of type "choices" is an answer for one region, whose shape it then repeats in its value."""
+    value = choices.get("value")
+    return isinstance(value, Mapping) and any(key != "choices" for key in value)
+
+
 def masks_from_results(
     result: Sequence[Mapping[str, Any]],
     plan: PredictionPlan,
@@ -93,12 +132,12 @@ def masks_from_results(
     Raises:
         ValueError: the plan labels several images and `to_name` names none of them.
     """
-    image_names = list(dict.fromkeys(control.to_name for control in plan.controls))
+    image_names = list(dict.fromkeys(control.to_name for control in plan.controls if control.kind != "ranker"))
     if to_name is None and len(image_names) > 1:
         raise ValueError(f"the labelling config has several images; name one of {image_names}")
     to_name = to_name if to_name is not None else (image_names[0] if image_names else "")
     reader = _ResultReader(plan, to_name, size_hw)
-    for region in result if isinstance(result, Sequence) and not isinstance(result, str) else []:
+    for region in with_labels(result):
         reader.read(region)
     return reader.finish()
 
@@ -108,6 +147,7 @@ class _ResultReader:
 
     def __init__(self, plan: PredictionPlan, to_name: str, size_hw: tuple[int, int] | None) -> None:
         self._controls = [control for control in plan.controls if control.to_name == to_name]
+        self._shapes = [control for control in self._controls if control.shape is not None]
         self._to_name = to_name
         self._size_hw = size_hw
         self._masks: dict[str, Mask] = {}
@@ -120,6 +160,8 @@ class _ResultReader:
             self._unread.append(UnreadRegion("", "", "not an object"))
             return
         kind = str(region.get("type") or "").lower()
+        if kind in _ANSWERS or (kind == "choices" and is_for_region(region)):
+            return
         try:
             if region.get("to_name") != self._to_name:
                 raise _UnreadableError(f"it belongs to {region.get('to_name')!r}")
@@ -168,17 +210,15 @@ class _ResultReader:
         given = _texts(value.get(kind)) or _texts(value.get("labels"))
         if not given:
             raise _UnreadableError("it has no label")
-        shapes = [control for control in self._controls if control.kind != "choices"]
         # The control it was drawn with first: two controls may use one value with different aliases.
-        shapes.sort(key=lambda control: control.from_name != from_name)
-        labels = []
-        for text in given:
-            label = next(
-                (found for found in (control.label_named(text) for control in shapes) if found is not None), None
-            )
-            if label is None:
-                raise _UnreadableError(f"the labelling config has no label {text!r} to learn")
-            labels.append(label.label)
+        shapes = sorted(self._shapes, key=lambda control: from_name not in (control.from_name, control.labels_name))
+        found = [
+            next((label for label in (control.label_named(text) for control in shapes) if label is not None), None)
+            for text in given
+        ]
+        labels = [label.label for label in found if label is not None]
+        if not labels:
+            raise _UnreadableError(f"the labelling config has no label {given[0]!r} to learn")
         return labels
 
     def _size_of(self, region: Mapping[str, Any]) -> tuple[int, int]:
@@ -198,6 +238,20 @@ class _ResultReader:
         if size_hw[0] * size_hw[1] > MAX_MASK_PIXELS:
             raise _UnreadableError(f"it states a size of {size_hw[1]} x {size_hw[0]}, too large to be an image")
         return size_hw
+
+
+def _id(region: object) -> str:
+    return str(region.get("id") or "") if isinstance(region, Mapping) else ""
+
+
+def _is_bare(region: object) -> bool:
+    """Whether a result is a shape drawn with a tag that gives no label."""
+    return (
+        isinstance(region, Mapping)
+        and bool(_id(region))
+        and str(region.get("type")).lower() in BARE_SHAPES
+        and isinstance(region.get("value"), Mapping)
+    )
 
 
 def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:

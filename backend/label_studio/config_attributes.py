@@ -270,9 +270,7 @@ def _refuse_near(name: str, attributes: Sequence[str], stands: str, line: int | 
     meant.update({plain: name for plain, name in _OTHER_NAMES.items() if name in attributes})
     near = difflib.get_close_matches(_plain(name), meant, n=1, cutoff=_ALIKE)
     if near:
-        raise LabelConfigError(
-            f"{stands}, which is no attribute; did you mean {meant[near[0]]}?", "Correct the name", line=line
-        )
+        raise LabelConfigError(f"{stands}, which is not read", f"Did you mean {meant[near[0]]}?", line=line)
 
 
 def _plain(name: str) -> str:

@@ -27,7 +27,7 @@ class LabelConfigError(ValueError):
     def __init__(self, problem: str, remedy: str, *, line: int | None = None) -> None:
         """Compose the message as `labelling config, line N: problem. remedy.`"""
         where = "labelling config" if line is None else f"labelling config, line {line}"
-        super().__init__(f"{where}: {problem}. {remedy}.")
+        super().__init__(f"{where}: {problem}. {remedy}{'' if remedy.endswith('?') else '.'}")
         self.problem = problem
         self.remedy = remedy
         self.line = line

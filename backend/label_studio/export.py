@@ -1,8 +1,9 @@
-"""Label Studio's JSON export -> phrases with masks, and image-text pairs from `Choices`.
+"""Label Studio's JSON export -> phrases with masks, and image-text pairs from `Choices` for whole images.
 
 What counts of several annotations says `backend.label_studio.truth`. A label's phrases are those of the labelling
 config where it is given: then a label of the config that the annotators did not use is absent from the image, and
-is written so. Without a config the labels are those that occur, each its own phrase, and nothing is said to be absent.
+is written so. A label whose phrase is in the task's data (`model_prompt_from`) has that one. Without a config the
+labels are those that occur, each its own phrase, and nothing is said to be absent.
 
 A label is left out of an image where one of its regions cannot be read: what is visible would be taught to be absent.
 
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from backend.label_studio.annotation_masks import is_for_region, with_labels
 from backend.label_studio.brush import Mask
 from backend.label_studio.config import (
     ControlKind,
@@ -80,7 +82,7 @@ def convert_label_studio(
         DataError: no such export, a config that cannot be used, or several images in a task and no config.
     """
     try:
-        plan = _plan_of(export) if config is None else parse_label_config(config, any_shape=True)
+        plan = _plan_of(export) if config is None else parse_label_config(config)
     except LabelConfigError as error:
         raise DataError(str(error)) from error
     found = _find_images(export, images, plan, writer)
@@ -122,6 +124,8 @@ def _plan_of(export: Path) -> PredictionPlan:
             if region.get("original_width"):
                 image_names[to_name] = None
             is_choice = region.get("type") == "choices"
+            if is_choice and is_for_region(region):
+                continue
             control: tuple[ControlKind, str, str] = (
                 ("choices", str(region.get("from_name")), to_name) if is_choice else ("brushlabels", "", to_name)
             )
@@ -141,7 +145,7 @@ def _plan_of(export: Path) -> PredictionPlan:
 
 
 def _regions(result: object) -> list[Mapping[str, Any]]:
-    return [region for region in result if isinstance(region, Mapping)] if isinstance(result, list) else []
+    return [region for region in with_labels(result) if isinstance(region, Mapping)]
 
 
 def _labels_of(region: Mapping[str, Any]) -> list[str]:
@@ -175,7 +179,7 @@ def _find_images(export: Path, folder: Path, plan: PredictionPlan, writer: Datas
         if not annotations:
             continue
         changed = max(changed_at(annotation) for annotation in annotations)
-        for control in {item.to_name: item for item in plan.controls}.values():
+        for control in {item.to_name: item for item in plan.controls if item.kind != "ranker"}.values():
             try:
                 uri = _image_uri(task, control)
                 path = _path_of(uri)
@@ -254,13 +258,13 @@ class _Converter:
     plan: PredictionPlan
     writer: DatasetWriter
     absent: bool
-    _prompts: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    _labels: dict[str, dict[str, LabelPrompt]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for control in self.plan.controls:
-            if control.kind != "choices":
+            if control.covers_pixels:
                 for label in control.labels:
-                    self._prompts.setdefault(control.to_name, {}).setdefault(label.label, label.prompts)
+                    self._labels.setdefault(control.to_name, {}).setdefault(label.label, label)
 
     def convert(self, image: SourceImage, to_name: str, task: Json) -> None:
         part = self.writer.part_of(image.name)
@@ -272,7 +276,7 @@ class _Converter:
             votes.append(vote)
             chosen.append(choices)
         if self.writer.has_room("phrases", part, image.name):
-            self._write_phrases(image, part, to_name, votes)
+            self._write_phrases(image, part, self._phrases(to_name, task), votes)
         if self.writer.has_room("pairs", part, image.name):
             self._write_choices(image, part, to_name, chosen)
 
@@ -302,21 +306,39 @@ class _Converter:
             if lost.reason != NOTHING_DRAWN:
                 (unclear if lost.type in AREAS else pointed).update(labels.get(lost.id, ()))
         masks = {label: mask for label, mask in masks.items() if label not in unclear}
-        about = set(self._prompts.get(to_name, {})) - unclear - pointed if self.absent else set()
+        about = set(self._labels.get(to_name, {})) - unclear - pointed if self.absent else set()
         return Vote(masks, frozenset(about | set(masks))), choices
 
     def _known_labels(self, region: Mapping[str, Any], to_name: str) -> Iterator[str]:
         """A region's labels as results name them: the editor writes a label's value or its alias."""
         for control in self.plan.controls:
-            if control.to_name == to_name and control.kind != "choices":
+            if control.to_name == to_name and control.covers_pixels:
                 named = (control.label_named(text) for text in _labels_of(region))
                 yield from (label.label for label in named if label is not None)
 
-    def _write_phrases(self, image: SourceImage, part: str, to_name: str, votes: Sequence[Vote]) -> None:
+    def _phrases(self, to_name: str, task: Json) -> dict[str, tuple[str, ...]]:
+        """Per label its phrases in one task; a label whose phrase the task should hold but does not is left out."""
+        phrases: dict[str, tuple[str, ...]] = {}
+        data = task.get("data")
+        for name, label in self._labels.get(to_name, {}).items():
+            if label.prompt_from is None:
+                phrases[name] = label.prompts
+                continue
+            text = data.get(label.prompt_from) if isinstance(data, Mapping) else None
+            try:
+                phrases[name] = (clean_phrase(text if isinstance(text, str) else ""),)
+            except LeftOutError:
+                where = f"label {name} of task {task.get('id')}"
+                self.writer.summary.leave_out(f"the task's data has no phrase in {label.prompt_from!r}", where)
+        return phrases
+
+    def _write_phrases(
+        self, image: SourceImage, part: str, phrases: Mapping[str, tuple[str, ...]], votes: Sequence[Vote]
+    ) -> None:
         masks = dict(agreed(votes))
         about = {label for vote in votes for label in vote.about}
         lines: dict[str, Mask | None] = {}
-        for label, prompts in self._prompts.get(to_name, {}).items():
+        for label, prompts in phrases.items():
             if label not in masks and not (self.absent and label in about):
                 continue
             for phrase in prompts:
@@ -333,7 +355,7 @@ class _Converter:
     ) -> None:
         """A choice counts if at least half of those made it who answered its control."""
         for control in self.plan.controls:
-            if control.kind != "choices" or control.to_name != to_name:
+            if control.kind != "choices" or control.per_region or control.to_name != to_name:
                 continue
             answers = [choices[control.from_name] for choices in chosen if control.from_name in choices]
             for label in control.labels:

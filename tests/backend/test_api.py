@@ -142,11 +142,13 @@ def test_a_config_that_cannot_be_used_does_not_break_setup(
     assert says in caplog.text
     name = reply.json()["model_version"]
     assert name.startswith("colours-p7-v000-")
+    assert says in server.client.get("/status").json()["unusable_configs"]["7"]
     # What `/setup` refuses predictions refuse too, instead of going on under another name.
     (item,) = server.predict("squares", label_config=changes.get("schema", CONFIG)).json()["results"]
     assert "result" not in item
     assert says in item["error"]
     assert name != server.setup().json()["model_version"]
+    assert server.client.get("/status").json()["unusable_configs"] == {}
     assert "result" in server.predict("squares").json()["results"][0]
 
 

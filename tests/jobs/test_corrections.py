@@ -207,6 +207,51 @@ def test_a_label_of_two_controls_is_learned_once_by_its_brush() -> None:
     assert [(label.name, label.prompts, label.threshold) for label in labels] == [("red", ("red", "scarlet"), 0.3)]
 
 
+ALL_TOOLS = """<View><Image name="image" value="$image"/>
+<Labels name="what" toName="image"><Label value="red"/></Labels>
+<Rectangle name="box" toName="image"/><Brush name="brush" toName="image"/>
+<PolygonLabels name="outline" toName="image"><Label value="blue"/></PolygonLabels>
+<KeyPointLabels name="point" toName="image"><Label value="blue"/><Label value="star"/></KeyPointLabels>
+<BitmaskLabels name="other" toName="image"><Label value="target" model_prompt_from="$caption"/></BitmaskLabels>
+<Choices name="night" toName="image" perRegion="true"><Choice value="yes"/></Choices>
+<Taxonomy name="tree" toName="image"><Choice value="red"/></Taxonomy>
+<TextArea name="text" toName="image" prompt="red"/>
+<List name="list" value="$items"/><Ranker name="rank" toName="list"/></View>"""
+
+
+def test_corrections_of_every_tool_are_learned(label_studio: LabelStudio, tmp_path: Path) -> None:
+    square = {"x": 0, "y": 0, "width": 50, "height": 50, "rotation": 0}
+    box = rectangle("red", id="1", from_name="box", type="rectangle", value=square)
+    outline = {"points": [[0, 50], [100, 50], [100, 100], [0, 100]], "closed": True, "polygonlabels": ["blue"]}
+    result = [
+        box,
+        {**box, "from_name": "what", "type": "labels", "value": {**square, "labels": ["red"]}},
+        {**box, "from_name": "night", "type": "choices", "value": {**square, "choices": ["yes"]}},
+        rectangle("blue", id="2", from_name="outline", type="polygonlabels", value=outline),
+        brush("target", block(0, 9)),
+        {"id": "3", "from_name": "tree", "to_name": "image", "type": "taxonomy", "value": {"taxonomy": [["red"]]}},
+        {"id": "4", "from_name": "text", "to_name": "image", "type": "textarea", "value": {"text": ["red"]}},
+        {"id": "5", "from_name": "rank", "to_name": "list", "type": "ranker", "value": {"ranker": {"rank": ["1"]}}},
+    ]
+    label_studio.annotate(label_studio.add_task(picture(0)[0]), result)  # type: ignore[arg-type]
+    found = read(label_studio, tmp_path, ALL_TOOLS)
+    (image,) = found.images
+    # "star" is pointed at only and "target" is another thing in each task: neither can be learned.
+    assert [label.name for label in image.labels] == ["blue", "red"]
+    assert image.present == {"red", "blue"}
+    assert (image.mask("red")[:24, :24].all(), image.mask("red").sum()) == (True, 24 * 24)
+    assert (image.mask("blue")[24:].all(), image.mask("blue").sum()) == (True, 24 * 48)
+    assert dict(found.counts) == {"tasks": 1, "annotations": 1}
+
+
+def test_a_label_that_is_only_pointed_at_is_not_absent(label_studio: LabelStudio, tmp_path: Path) -> None:
+    point = rectangle("blue", type="keypointlabels", value={"x": 5, "y": 5, "width": 1, "keypointlabels": ["blue"]})
+    label_studio.annotate(label_studio.add_task(picture(0)[0]), [point])
+    (image,) = read(label_studio, tmp_path, ALL_TOOLS).images
+    assert [label.name for label in image.labels] == ["red"]
+    assert image.present == frozenset()
+
+
 def test_an_annotation_says_nothing_about_a_label_that_came_later(label_studio: LabelStudio, tmp_path: Path) -> None:
     old, new, marked = (label_studio.add_task(picture(seed)[0]) for seed in range(3))
     before = label_studio.annotate(old, [brush("red", block(0, 9))])

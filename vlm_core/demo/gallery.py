@@ -21,10 +21,10 @@ from vlm_core.evaluate import iou
 from vlm_core.model import Model
 
 FIRST_SEED = 2_000_000
-_TILE = 170
-_GAP = 14
-_INK, _SOFT, _PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
-_RIGHT, _WRONG, _BAR = (26, 127, 55), (207, 34, 46), (221, 244, 255)
+TILE = 170
+GAP = 14
+INK, SOFT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
+_RIGHT, _WRONG, BAR = (26, 127, 55), (207, 34, 46), (221, 244, 255)
 _MASK = (255, 0, 128)
 _THRESHOLD = 0.5
 
@@ -98,48 +98,48 @@ def refer(model: Model, number: int, *, first_seed: int = FIRST_SEED) -> list[Re
 def draw_matching(cards: Sequence[Matching]) -> Image.Image:
     """Two columns of cards: the picture, and its descriptions by rank with their probabilities."""
     text_width, columns = 400, 2
-    width, height = _TILE + text_width + 3 * _GAP, _TILE + _GAP
+    width, height = TILE + text_width + 3 * GAP, TILE + GAP
     rows = -(-len(cards) // columns)
-    page = Image.new("RGB", (columns * width, rows * height + _GAP), _PAPER)
+    page = Image.new("RGB", (columns * width, rows * height + GAP), PAPER)
     draw = ImageDraw.Draw(page)
     for index, card in enumerate(cards):
-        x, y = (index % columns) * width + _GAP, (index // columns) * height + _GAP
-        page.paste(_tile(card.scene.image), (x, y))
-        left = x + _TILE + _GAP
+        x, y = (index % columns) * width + GAP, (index // columns) * height + GAP
+        page.paste(fitted(card.scene.image), (x, y))
+        left = x + TILE + GAP
         for rank, (description, probability) in enumerate(card.ranked):
             top = y + 4 + rank * 42
-            draw.rectangle((left, top, left + round(text_width * probability), top + 36), fill=_BAR)
-            colour = _SOFT
+            draw.rectangle((left, top, left + round(text_width * probability), top + 36), fill=BAR)
+            colour = SOFT
             if description == card.right:
                 colour = _RIGHT
             elif rank == 0:
                 colour = _WRONG
             for line, text in enumerate(_wrapped(description, 56)[:2]):
-                draw.text((left + 6, top + 3 + 15 * line), text, fill=colour, font=_font(13))
-            draw.text((left + text_width - 44, top + 10), f"{probability:.0%}", fill=colour, font=_font(14))
+                draw.text((left + 6, top + 3 + 15 * line), text, fill=colour, font=font(13))
+            draw.text((left + text_width - 44, top + 10), f"{probability:.0%}", fill=colour, font=font(14))
     return page
 
 
 def draw_referring(rows: Sequence[Referring]) -> Image.Image:
     """Two columns of rows: phrase, picture, predicted mask with its IoU, true mask."""
     columns, head = 2, 26
-    width, height = 3 * _TILE + 3 * _GAP, _TILE + 30
-    page = Image.new("RGB", (columns * width + _GAP, head + -(-len(rows) // columns) * height), _PAPER)
+    width, height = 3 * TILE + 3 * GAP, TILE + 30
+    page = Image.new("RGB", (columns * width + GAP, head + -(-len(rows) // columns) * height), PAPER)
     draw = ImageDraw.Draw(page)
     for column in range(columns):
         for index, title in enumerate(("picture", "predicted", "true")):
-            left = _GAP + column * width + index * (_TILE + 4)
-            draw.text((left, 6), title, fill=_SOFT, font=_font(13))
+            left = GAP + column * width + index * (TILE + 4)
+            draw.text((left, 6), title, fill=SOFT, font=font(13))
     for index, row in enumerate(rows):
-        x, y = _GAP + (index % columns) * width, head + (index // columns) * height
+        x, y = GAP + (index % columns) * width, head + (index // columns) * height
         agreement = iou(row.predicted, row.true)
         said = f"IoU {agreement:.2f}" if row.true.any() else ("nothing there" if agreement == 1 else "is not there")
-        draw.text((x, y), f"“{row.phrase}”", fill=_INK, font=_font(15))
+        draw.text((x, y), f"“{row.phrase}”", fill=INK, font=font(15))
         # Under the predicted mask's right edge: how well it agrees.
-        end = x + 3 * _TILE + 8
-        draw.text((end, y), said, fill=_RIGHT if agreement >= 0.5 else _WRONG, font=_font(14), anchor="ra")
+        end = x + 3 * TILE + 8
+        draw.text((end, y), said, fill=_RIGHT if agreement >= 0.5 else _WRONG, font=font(14), anchor="ra")
         for number, mask in enumerate((None, row.predicted, row.true)):
-            page.paste(_tile(_marked(row.scene.image, mask)), (x + number * (_TILE + 4), y + 20))
+            page.paste(fitted(_marked(row.scene.image, mask)), (x + number * (TILE + 4), y + 20))
     return page
 
 
@@ -152,12 +152,12 @@ def _marked(image: Image.Image, mask: BoolMask | None) -> Image.Image:
     return Image.fromarray(pixels.astype(np.uint8))
 
 
-def _tile(image: Image.Image) -> Image.Image:
-    """The picture fitted into a square, on grey."""
-    fitted = image.copy()
-    fitted.thumbnail((_TILE, _TILE), Image.Resampling.LANCZOS)
-    tile = Image.new("RGB", (_TILE, _TILE), (246, 248, 250))
-    tile.paste(fitted, ((_TILE - fitted.width) // 2, (_TILE - fitted.height) // 2))
+def fitted(image: Image.Image) -> Image.Image:
+    """The picture fitted into a square of `TILE` px, on grey."""
+    small = image.copy()
+    small.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    tile = Image.new("RGB", (TILE, TILE), (246, 248, 250))
+    tile.paste(small, ((TILE - small.width) // 2, (TILE - small.height) // 2))
     return tile
 
 
@@ -171,8 +171,16 @@ def _wrapped(text: str, limit: int) -> list[str]:
     return lines
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, `size` px high."""
     return ImageFont.load_default(size)
+
+
+def save(page: Image.Image, path: Path) -> None:
+    """Write a small PNG, and say how small."""
+    # 256 colours, well chosen, cannot be told from all and make half the file.
+    page.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
+    print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
 
 
 def main() -> None:
@@ -186,10 +194,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     matching, referring = match_descriptions(model, arguments.scenes), refer(model, arguments.scenes)
     for name, page in (("matching", draw_matching(matching)), ("referring", draw_referring(referring))):
-        path = arguments.out / f"{name}.png"
-        # 256 colours, well chosen, cannot be told from all and make half the file.
-        page.quantize(256, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)
-        print(f"{path}: {path.stat().st_size / 1000:.0f} kB")
+        save(page, arguments.out / f"{name}.png")
     right = sum(card.ranked[0][0] == card.right for card in matching)
     agreement = np.mean([iou(row.predicted, row.true) for row in referring])
     print(f"right descriptions: {right} of {len(matching)}; mean IoU of the phrases: {agreement:.2f}")

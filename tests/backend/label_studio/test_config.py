@@ -114,24 +114,73 @@ def test_control_attributes_and_extra_params() -> None:
         assert plan.controls[0].threshold is None
 
 
+def test_every_control_attribute_from_the_config_and_from_the_connection() -> None:
+    attributes = (
+        'model_max_regions="5" model_tile="300" model_rotate="true" model_prompt_from="$caption" model_top_k=" 2 "'
+    )
+    tag = '<RectangleLabels name="box" toName="image" {}><Label value="a"/></RectangleLabels>'
+    (own,) = one_control(tag.format(attributes)).controls
+    params = {
+        "model_max_regions": 5,
+        "model_tile": 300,
+        "model_rotate": True,
+        "model_prompt_from": "$caption",
+        "model_top_k": 2,
+    }
+    (from_connection,) = one_control(tag.format(""), **params).controls
+    assert own == from_connection
+    assert (own.max_regions, own.tile, own.rotated, own.top_k) == (5, 300, True, 2)
+    assert own.labels[0].prompt_from == "caption"
+    (plain,) = one_control(tag.format("")).controls
+    assert (plain.max_regions, plain.tile, plain.rotated, plain.labels[0].prompt_from) == (None, None, False, None)
+
+
+@pytest.mark.parametrize(
+    ("own", "of_connection", "tile"),
+    [
+        ("auto", None, "auto"),
+        ("AUTO", None, "auto"),
+        ("none", "auto", None),
+        ("400", "auto", 400),
+        (None, "auto", "auto"),
+        (None, None, None),
+    ],
+)
+def test_windows(own: str | None, of_connection: str | None, tile: object) -> None:
+    attribute = "" if own is None else f'model_tile="{own}"'
+    params = {} if of_connection is None else {"model_tile": of_connection}
+    assert one_control(brush(A, attribute), **params).controls[0].tile == tile
+
+
+def test_what_is_not_meant() -> None:
+    (label,) = one_control(brush('<Label value="a" not_prompt=" b  c |d| b c"/>')).controls[0].labels
+    assert label.not_prompts == ("b c", "d")
+
+
+def test_phrases_of_the_task_s_data() -> None:
+    labels = (
+        '<Label value="plain"/><Label value="own" prompt="words"/><Label value="other" model_prompt_from="$other"/>'
+        '<Label value="both" prompt="words" model_prompt_from="$other"/><Label value="listed" predicted_values="w"/>'
+    )
+    plan = one_control(brush(labels, 'model_prompt_from="$caption"'))
+    assert {label.label: label.prompt_from for label in plan.controls[0].labels} == {
+        "plain": "caption",
+        "own": None,
+        "other": "other",
+        "both": "other",
+        "listed": None,
+    }
+    assert plan.controls[0].labels[0].prompts == ("plain",)
+    one = one_control(choices('<Choice value="a" model_prompt_from="$caption"/>'), model_prompt_from="$every")
+    assert one.controls[0].labels[0].prompt_from == "caption"
+    # One phrase for all choices would not tell them apart.
+    assert one_control(choices('<Choice value="a"/>'), model_prompt_from="$e").controls[0].labels[0].prompt_from is None
+
+
 @pytest.mark.parametrize(("mode", "multiple"), [("single", False), ("single-radio", False), ("multiple", True)])
 def test_choice_modes(mode: str, multiple: bool) -> None:
     plan = one_control(choices('<Choice value="a"/>', f'choice="{mode}"'))
     assert plan.controls[0].multiple is multiple
-
-
-def test_any_shape_reads_the_labels_of_shapes_that_are_not_predicted() -> None:
-    shapes = ("PolygonLabels", "EllipseLabels", "BitmaskLabels", "KeyPointLabels")
-    config = view(*(f'<{tag} name="{tag}" toName="image"><Label value="a" prompt="b"/></{tag}>' for tag in shapes))
-    assert parse_label_config(config).controls == ()
-    plan = parse_label_config(config, any_shape=True)
-    assert [(control.kind, control.from_name) for control in plan.controls] == [
-        ("brushlabels", "PolygonLabels"),
-        ("brushlabels", "EllipseLabels"),
-        ("brushlabels", "BitmaskLabels"),
-    ]
-    assert {control.labels for control in plan.controls} == {(LabelPrompt("a", ("b",), "a"),)}
-    assert [item.name for item in plan.ignored] == ["KeyPointLabels"]  # points have no area
 
 
 def test_several_images_and_controls() -> None:
@@ -159,20 +208,25 @@ def test_image_uri_reads_list_positions() -> None:
 @pytest.mark.parametrize(
     ("body", "name", "words"),
     [
-        ('<PolygonLabels name="p" toName="image"><Label value="a"/></PolygonLabels>', "p", "BrushLabels"),
-        ('<KeyPointLabels name="k" toName="image" smart="true"><Label value="a"/></KeyPointLabels>', "k", "Rectangle"),
-        ('<Labels name="l" toName="image"><Label value="a"/></Labels>', "l", "BrushLabels"),
-        ('<Taxonomy name="t" toName="image"><Choice value="a"/></Taxonomy>', "t", "not predicted"),
-        ('<TextArea name="c" toName="image"/>', "c", "not predicted"),
+        ('<MagicWand name="w" toName="image"/>', "w", "not predicted"),
+        ('<VectorLabels name="v" toName="image"><Label value="a"/></VectorLabels>', "v", "not predicted"),
+        ('<Rating name="r" toName="image"/>', "r", "not predicted"),
+        ('<TextArea name="c" toName="image"/>', "c", "what annotators type"),
         (brush('<Label value="a"/>', 'model_skip="true"'), "mask", "model_skip"),
         (brush(""), "mask", "no <Label>"),
         (brush("", 'value="$labels"'), "mask", "the task's data"),
         (brush('<Label background="red"/>'), "mask", "has no value"),
         (brush('<Label value="a" model_skip="true"/>'), "mask", "model_skip"),
-        (choices('<Choice value="a"/>', 'perRegion="true"'), "tag", "perRegion"),
+        (choices('<Choice value="a"/>', 'perItem="true"'), "tag", "perItem"),
         (choices('<Choice value="a"><Choice value="b"/></Choice>', 'allowNested="true"'), "tag", "allowNested"),
         (brush('<Label value="a"/>', 'model_confidence="1"') + choices("<Choice value='b'/>"), "mask", "not read"),
-        (brush('<Label value="a" not_prompt="b"/>'), "mask", "not_prompt"),
+        (brush('<Label value="a" model_tile="auto"/>'), "mask", "on the control tag"),
+        (brush('<Label value="a" model_path="x"/>'), "mask", "not read"),
+        (brush('<Label value="a"/>', 'prompt="b"'), "mask", "on the tags inside"),
+        (brush('<Label value="a"/>', 'model_rotate="true"'), "mask", "says nothing"),
+        (choices('<Choice value="a" not_prompt="b"/>'), "tag", "says nothing"),
+        (choices('<Choice value="a"/>', 'model_tile="auto"'), "tag", "says nothing"),
+        (choices('<Choice value="a"/>', 'model_prompt_from="$caption"'), "tag", "on the tags inside"),
     ],
 )
 def test_what_is_left_alone_is_listed_with_its_reason(body: str, name: str, words: str) -> None:
@@ -262,6 +316,24 @@ MISTAKES = [
     (view("\n", IMAGE, brush(A)), 2, ['"image"', "line 1", "own name"]),
     (view(brush(A + '\n<Label value="b" alias="a"/>')), 2, ['"a"', "line 1"]),
     (view(choices('<Choice value="a"/>', 'choice="many"')), 1, ['"many"', "multiple"]),
+    (view(brush(A, 'model_max_regions="0"')), 1, ['"0"', "1 or more"]),
+    (view(brush(A, 'model_top_k="1_0"')), 1, ['"1_0"', "1 or more"]),
+    (view(brush(A, 'model_tile="big"')), 1, ['"big"', '"auto"', '"none"']),
+    (view(brush(A, 'model_tile="0"')), 1, ['"0"', '"auto"']),
+    (view("\n", brush(A, 'model_prompt_from="caption"')), 2, ['"caption"', '"$caption"']),
+    (view("\n", brush('\n<Label value="a" model_prompt_from="$a $b"/>')), 3, ['"$a $b"', "one field"]),
+    (view(brush('<Label value="a" not_prompt="|"/>')), 1, ['not_prompt="|"', "no phrase"]),
+    (view(brush('<Label value="a" prompt="b | c" not_prompt="c"/>')), 1, ['not_prompt="c"', 'but "c" is what']),
+    # what is written almost like an attribute of ours would say nothing
+    (view("\n", brush(A, 'model_treshold="0.5"')), 2, ['model_treshold="0.5"', "Did you mean model_score_threshold"]),
+    (view(brush(A, 'model_threshold="0.5"')), 1, ["Did you mean model_score_threshold"]),
+    (view(brush(A, 'model_min_areas="5"')), 1, ["Did you mean model_min_area"]),
+    (view(brush(A, 'modelSkip="true"')), 1, ["Did you mean model_skip"]),
+    (view(brush(A, 'model_prompt_form="$c"')), 1, ["Did you mean model_prompt_from"]),
+    (view(brush('\n<Label value="a" not_prompts="b"/>')), 2, ['not_prompts="b"', "Did you mean not_prompt"]),
+    (view(brush('<Label value="a" prompts="b"/>')), 1, ["Did you mean prompt?"]),
+    (view(brush('<Label value="a" Prompt="b"/>')), 1, ["Did you mean prompt?"]),
+    (view(choices('<Choice value="a" predicted_value="b"/>')), 1, ["Did you mean predicted_values?"]),
 ]
 
 
@@ -276,7 +348,20 @@ def test_a_mistake_is_named_with_line_value_and_remedy(xml: str, line: int | Non
         assert word in message
 
 
-@pytest.mark.parametrize("extra_params", ["{", "[1]", [1], "3", {"model_score_threshold": "high"}])
+def test_label_studio_s_own_attributes_are_no_mistakes() -> None:
+    own = 'hint="h" hotkey="1" background="red" selected="true" maxUsages="1" showAlias="true" size="big" html="x"'
+    every = 'strokeWidth="1" opacity="0.5" canRotate="false" showInline="true" granularity="word" smart="true"'
+    plan = one_control(
+        brush(f'<Label value="a" {own}/>', every) + choices(f'<Choice value="b" {own} style="x" color="y"/>', every)
+    )
+    assert len(plan.controls) == 2
+    assert plan.ignored == ()
+
+
+@pytest.mark.parametrize(
+    "extra_params",
+    ["{", "[1]", [1], "3", "[" * 100_000, {"model_score_threshold": "high"}, {"model_treshold": 0.5}, {"modelSkip": 1}],
+)
 def test_wrong_extra_params_are_named(extra_params: object) -> None:
     with pytest.raises(LabelConfigError, match="extra parameters"):
         parse_label_config(view(brush(A)), extra_params)  # type: ignore[arg-type]
@@ -320,6 +405,10 @@ def test_hash_payload_holds_all_that_changes_predictions_and_nothing_else() -> N
         base.replace('toName="image"', 'toName="image" model_min_area="5"'),
         base.replace('toName="image"', 'toName="image" model_top_k="5"'),
         base.replace('toName="image"', 'toName="image" model_skip="true"'),
+        base.replace('toName="image"', 'toName="image" model_tile="auto"'),
+        base.replace('toName="image"', 'toName="image" model_max_regions="5"'),
+        base.replace('value="b"', 'value="b" not_prompt="c"'),
+        base.replace('value="b"', 'value="b" model_prompt_from="$c"'),
         base.replace("BrushLabels", "RectangleLabels"),
         base.replace('name="mask"', 'name="other"'),
     ]

@@ -325,7 +325,7 @@ CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="mask" toName="image" model_score_threshold="0.4">
   <Label value="Car" alias="C" prompt="red car | blue car"/><Label value="Tree"/>
 </BrushLabels>
-<PolygonLabels name="outline" toName="image"><Label value="Tree"/></PolygonLabels></View>"""
+<VectorLabels name="outline" toName="image"><Label value="Tree"/></VectorLabels></View>"""
 
 
 def test_check_config_says_what_is_predicted_and_what_is_not(tmp_path: Any) -> None:
@@ -333,7 +333,7 @@ def test_check_config_says_what_is_predicted_and_what_is_not(tmp_path: Any) -> N
     file.write_text(CONFIG)
     outcome = CliRunner().invoke(app, ["check-config", str(file)])
     assert outcome.exit_code == 0
-    for line in ("probability from 0.4", "C     red car | blue car", "Tree  Tree", "outline <PolygonLabels>"):
+    for line in ("probability from 0.4", "C     red car | blue car", "Tree  Tree", "outline <VectorLabels>"):
         assert line in outcome.output
     data = json.loads(CliRunner().invoke(app, ["check-config", "-", "--json"], input=CONFIG).output)
     assert data["controls"][0]["labels"][0]["prompts"] == ["red car", "blue car"]

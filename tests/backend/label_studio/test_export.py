@@ -175,6 +175,56 @@ def test_a_label_with_a_region_that_cannot_be_read_is_neither_there_nor_absent(f
     assert first.examples == ["region polygonlabels-House of task 1"]
 
 
+def test_bare_shapes_answers_about_regions_and_phrases_of_tasks(folder: Path, convert: Convert) -> None:
+    config = """<View><Image name="image" value="$image"/>
+    <Labels name="what" toName="image"><Label value="car" prompt="a car"/><Label value="target"
+    model_prompt_from="$caption"/></Labels><Rectangle name="b" toName="image"/>
+    <Choices name="scene" toName="image" perRegion="true"><Choice value="dirty"/></Choices>
+    <List name="list" value="$items"/><Ranker name="rank" toName="list"/></View>"""
+
+    def drawn(label: str, box: Box) -> list[dict[str, Any]]:
+        shape = rectangle("", box) | {"id": label, "type": "rectangle"}
+        geometry = {key: side for key, side in shape["value"].items() if key != "rectanglelabels"}
+        return [
+            shape | {"value": geometry},
+            shape | {"value": {**geometry, "labels": [label]}, "type": "labels", "from_name": "what"},
+            shape | {"value": {**geometry, "choices": ["dirty"]}, "type": "choices", "from_name": "scene"},
+        ]
+
+    result = [*drawn("car", (0, 0, 3, 3)), *drawn("target", (5, 5, 9, 9))]
+    said = task("a.png", annotation(*result))
+    said["data"]["caption"] = " the left  one"
+    writer = convert(said, config=config)
+    assert {phrase: mask.sum() for phrase, mask in masks(folder).items()} == {"a car": 9, "the left one": 16}
+    assert writer.summary.left_out == {}
+    assert not (folder / "out/pairs.jsonl").exists()
+
+
+def test_without_a_config_bare_shapes_have_their_labels_and_regions_answers_are_no_pairs(
+    folder: Path, convert: Convert
+) -> None:
+    shape = rectangle("", (0, 0, 3, 3)) | {"type": "rectangle"}
+    geometry = {key: side for key, side in shape["value"].items() if key != "rectanglelabels"}
+    result = [
+        shape | {"value": geometry},
+        shape | {"value": {**geometry, "labels": ["car"]}, "type": "labels", "from_name": "what"},
+        shape | {"value": {**geometry, "choices": ["dirty"]}, "type": "choices", "from_name": "scene"},
+    ]
+    writer = convert(task("a.png", annotation(*result)))
+    assert {phrase: mask.sum() for phrase, mask in masks(folder).items()} == {"car": 9}
+    assert writer.summary.left_out == {}
+    assert not (folder / "out/pairs.jsonl").exists()
+
+
+def test_a_task_without_its_phrase_teaches_nothing_of_that_label(folder: Path, convert: Convert) -> None:
+    config = """<View><Image name="image" value="$image"/><BrushLabels name="b" toName="image">
+    <Label value="target" model_prompt_from="$caption"/><Label value="car"/></BrushLabels></View>"""
+    result = [brush("target", (0, 0, 3, 3)), brush("car", (5, 5, 9, 9))]
+    writer = convert(task("a.png", annotation(*result)), config=config)
+    assert list(masks(folder)) == ["car"]
+    assert reasons(writer) == {"the task's data has no phrase in 'caption'": 1}
+
+
 def test_a_keypoint_beside_a_mask_takes_nothing_from_it(folder: Path, convert: Convert) -> None:
     convert(task("a.png", annotation(keypoint("car"), brush("car", (0, 0, 3, 3)))), config=CONFIG)
     assert (masks(folder)["a car"] == filled(0, 0, 3, 3)).all()

@@ -37,7 +37,7 @@ CONFIG = """<View>
 </View>"""
 PLAN = parse_label_config(CONFIG)
 INTERFACE = LabelInterface(CONFIG)
-MASK, BOX, WEATHER, SEEN = PLAN.controls
+MASK, BOX, WEATHER, SEEN, OUTLINE = PLAN.controls
 
 MASKS = st.tuples(st.integers(1, 20), st.integers(1, 20)).flatmap(lambda size: hnp.arrays(np.bool_, size))
 
@@ -152,7 +152,7 @@ def test_regions_of_one_label_are_united_whatever_drew_them() -> None:
         [
             brush_region(top, MASK, "Tree", 0.5),
             brush_region(left, MASK, "Tree", 0.5),
-            # a control that is not predicted, with a label that is: as good a truth
+            # another control with the same label: as good a truth
             region(
                 "polygonlabels", {"points": [[50, 50], [100, 50], [100, 100], [50, 100]], "polygonlabels": ["Tree"]}
             ),
@@ -285,7 +285,7 @@ UNREADABLE: list[tuple[object, str]] = [
     (region("brushlabels", {"brushlabels": ["C"]}), "no header"),
     (region("brushlabels", {"brushlabels": ["Boat"], "rle": []}), "no label 'Boat'"),
     (region("brushlabels", {"rle": []}), "has no label"),
-    (region("polygonlabels", {"points": [], "polygonlabels": ["House"]}), "no label 'House'"),
+    (region("polygonlabels", {"points": [], "polygonlabels": ["Hut"]}), "no label 'Hut'"),
     (region("polygonlabels", {"points": [[0, 0], [1, 1]], "polygonlabels": ["Tree"]}), "three or more"),
     (region("polygonlabels", {"points": [[0, 0], [1], [2, 2]], "polygonlabels": ["Tree"]}), "three or more"),
     (region("polygonlabels", {"points": "abc", "polygonlabels": ["Tree"]}), "three or more"),
@@ -363,6 +363,68 @@ def test_of_several_images_one_is_named() -> None:
     assert masks_from_results(regions, plan, to_name="b").size_hw == (2, 3)
 
 
+BARE = parse_label_config(
+    """<View><Image name="image" value="$image"/>
+    <Labels name="what" toName="image"><Label value="Car" alias="C"/><Label value="Tree"/></Labels>
+    <Rectangle name="box" toName="image"/><Polygon name="outline" toName="image"/>
+    <Labels name="how" toName="image"><Label value="broken"/></Labels>
+    <Choices name="colour" toName="image" perRegion="true"><Choice value="red"/></Choices>
+    <Taxonomy name="kind" toName="image"><Choice value="a"/></Taxonomy>
+    <TextArea name="note" toName="image" perRegion="true"/></View>"""
+)
+SQUARE = {"x": 20, "y": 25, "width": 30, "height": 25, "rotation": 0}
+CORNERS = {"points": [[50, 50], [100, 50], [100, 100], [50, 100]], "closed": True}
+
+
+def drawn(number: str, kind: str, value: dict[str, Any], *labels: str, tag: str = "what") -> list[dict[str, Any]]:
+    """What the editor stores for a shape of a bare tag: the shape, and the shape again with its labels."""
+    shape = region(kind, value, "box", id=number)
+    return [shape, {**shape, "from_name": tag, "type": "labels", "value": {**value, "labels": list(labels)}}]
+
+
+def test_a_bare_shape_and_its_label_are_one_region() -> None:
+    result = [
+        *drawn("1", "rectangle", SQUARE, "C"),
+        *reversed(drawn("2", "polygon", CORNERS, "Tree")),
+        # a tool that is not predicted counts too, and so does the label's value instead of its alias
+        *drawn(
+            "3", "brush", {"format": "rle", "rle": brush_region(np.eye(8, 10) > 0, MASK, "C", 1)["value"]["rle"]}, "Car"
+        ),
+    ]
+    before = json.dumps(result)
+    read = masks_from_results(result, BARE)
+    assert read.unread == ()
+    expected = np.eye(8, 10) > 0
+    expected[2:4, 2:5] = True
+    assert np.array_equal(read.masks["C"], expected)
+    assert read.masks["Tree"].sum() == 20
+    assert read.sources == {"C": frozenset({"rectangle", "brush"}), "Tree": frozenset({"polygon"})}
+    assert json.dumps(result) == before
+
+
+def test_labels_of_other_groups_and_answers_about_regions_do_no_harm() -> None:
+    shape = drawn("1", "rectangle", SQUARE, "C")
+    broken = {**shape[1], "from_name": "how", "value": {**SQUARE, "labels": ["broken"]}}
+    answers = [
+        {**shape[0], "from_name": "colour", "type": "choices", "value": {**SQUARE, "choices": ["red"]}},
+        {**shape[0], "from_name": "note", "type": "textarea", "value": {**SQUARE, "text": ["x"]}},
+        region("taxonomy", {"taxonomy": [["a"]]}, "kind"),
+    ]
+    for result in ([*shape, broken, *answers], [*answers, broken, *shape]):
+        read = masks_from_results(result, BARE)
+        assert (list(read.masks), read.choices, read.unread) == (["C"], {}, ())
+
+
+def test_bare_shapes_without_a_label_are_unread() -> None:
+    shape, label = drawn("1", "rectangle", SQUARE, "C")
+    (unread,) = masks_from_results([shape], BARE).unread
+    assert unread.reason == "it has no label"
+    (unread,) = masks_from_results([label], BARE).unread
+    assert "'labels' has no area" in unread.reason
+    (unread,) = masks_from_results(drawn("1", "rectangle", SQUARE, "broken", tag="how"), BARE).unread
+    assert "no label 'broken'" in unread.reason
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda children: st.lists(children, max_size=3) | st.dictionaries(st.text(max_size=5), children, max_size=3),
@@ -371,14 +433,19 @@ JSON = st.recursive(
 FIELDS = st.fixed_dictionaries(
     {},
     optional={
-        "type": st.sampled_from(["brushlabels", "rectanglelabels", "polygonlabels", "bitmasklabels", "ellipselabels"])
+        "id": st.sampled_from(["1", "2"]) | JSON,
+        "type": st.sampled_from(
+            ["brushlabels", "rectanglelabels", "polygonlabels", "bitmasklabels", "ellipselabels", "rectangle", "labels"]
+        )
         | JSON,
         "to_name": st.just("image"),
         "from_name": st.sampled_from(["mask", "box"]) | JSON,
         "value": st.fixed_dictionaries(
             {
                 kind: st.just(["Tree"]) | JSON
-                for kind in ("brushlabels", "rectanglelabels", "polygonlabels", "bitmasklabels", "ellipselabels")
+                for kind in (
+                    *("brushlabels", "rectanglelabels", "polygonlabels", "bitmasklabels", "ellipselabels", "labels"),
+                )
             },
             optional={
                 key: JSON | st.floats() | st.integers(0, 100)
