@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from vlm_core.batching import batch_sizes, group_conditions, pad_conditions
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.condition_cache import ConditionCache
 from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
-from vlm_core.preprocess import ImageTransform, TextTokenizer
+from vlm_core.preprocess import SEEN_REVISION, ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
 from vlm_core.prompts import PreparedPrompts, Prompt, as_prompts, prepare_prompts
 from vlm_core.tags import NEUTRAL_TAGS, TagCalibration, against_neutral, single_choice
@@ -21,13 +21,6 @@ from vlm_core.templates import check_templates, fill_template
 from vlm_core.tiles import Tile, choose_windows, segment_windows
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore, check_phrases
 from vlm_core.visual_prompts import Exemplar, check_exemplars, highlight
-
-_TEXT_CACHE_ENTRIES = 4096
-_TEXT_BATCH = 256
-_BATCHES = {"cpu": (4, 8)}
-"""Images encoded and prompts decoded at once, by kind of device: enough to keep a CPU's cores busy, and no more memory
-than that takes. At 352 px a prompt takes some 8 MB on the way, and a labelling config may have a thousand."""
-_BATCHES_ELSEWHERE = (64, 64)
 
 
 class Model:
@@ -75,8 +68,7 @@ class Model:
         self.tag_transform = tag_transform
         self.name = name
         self.fingerprint = fingerprint
-        self._text_cache: OrderedDict[str, Tensor] = OrderedDict()
-        self._text_lock = threading.Lock()
+        self._text_cache = ConditionCache()
 
     @property
     def can_segment(self) -> bool:
@@ -97,7 +89,7 @@ class Model:
     @property
     def encode_batch(self) -> int:
         """Images that go through the encoder at once; more are taken one such batch after the other."""
-        return _BATCHES.get(self.device.type, _BATCHES_ELSEWHERE)[0]
+        return batch_sizes(self.device).images
 
     @property
     def one_view(self) -> bool:
@@ -106,8 +98,8 @@ class Model:
 
     @property
     def features_id(self) -> str:
-        """Names everything that image features depend on: checkpoint and precision. Letters, digits and a dash."""
-        return f"{self.fingerprint[:16]}-{str(self.dtype).removeprefix('torch.')}"
+        """Names all that image features depend on: checkpoint, precision, revision. Letters, digits and dashes."""
+        return f"{self.fingerprint[:16]}-{str(self.dtype).removeprefix('torch.')}-r{SEEN_REVISION}"
 
     def segment(
         self,
@@ -236,22 +228,11 @@ class Model:
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Conditions for `decode`: (P, E) on the model's device, projected and **not** normalised. Cached by phrase."""
-        phrases = check_phrases(prompts, "prompt")
-        with self._text_lock:
-            missing = [p for p in dict.fromkeys(phrases) if p not in self._text_cache]
-            found = {p: self._text_cache[p] for p in phrases if p in self._text_cache}
-            for phrase in found:
-                self._text_cache.move_to_end(phrase)
-        for start in range(0, len(missing), _TEXT_BATCH):
-            chunk = missing[start : start + _TEXT_BATCH]
-            input_ids, attention_mask = self.tokenizer(chunk)
-            rows = self.clip.conditions(input_ids.to(self.device), attention_mask.to(self.device))
-            found.update(zip(chunk, rows, strict=True))
-        with self._text_lock:
-            self._text_cache.update({p: found[p] for p in missing})
-            while len(self._text_cache) > _TEXT_CACHE_ENTRIES:
-                self._text_cache.popitem(last=False)
-        return torch.stack([found[p] for p in phrases])
+        return self._text_cache.conditions(check_phrases(prompts, "prompt"), self._conditions)
+
+    def _conditions(self, phrases: list[str]) -> Tensor:
+        input_ids, attention_mask = self.tokenizer(phrases)
+        return self.clip.conditions(input_ids.to(self.device), attention_mask.to(self.device))
 
     @torch.inference_mode()
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
@@ -337,15 +318,16 @@ class Model:
                 )
         taps = [t.to(self.device, self.dtype) for t in features.taps]
         rows: list[list[Tensor]] = [[] for _ in conditions]
-        _, most = _BATCHES.get(self.device.type, _BATCHES_ELSEWHERE)
-        for group in _groups([len(some) for some in conditions], most, padded=self.device.type != "cpu"):
-            stacked = torch.stack([_pad(conditions[i][first:last], width) for i, first, last, width in group])
-            indices = [i for i, *_ in group]
+        most = batch_sizes(self.device).conditions
+        for group in group_conditions([len(some) for some in conditions], most, padded=self.device.type != "cpu"):
+            pieces = [pad_conditions(conditions[piece.image][piece.first : piece.last], piece.width) for piece in group]
+            stacked = torch.stack(pieces)
+            indices = [piece.image for piece in group]
             # Slices where there is nothing to select: indexing copies, and taps are large.
             own = [t[indices[0] : indices[0] + 1] if len(indices) == 1 else t[indices] for t in taps]
             logits = decoder(own, stacked.to(self.device, self.dtype), features.grid_hw).float().cpu()
-            for (index, first, last, _), some in zip(group, logits, strict=True):
-                rows[index].append(some[: last - first])
+            for piece, some in zip(group, logits, strict=True):
+                rows[piece.image].append(some[: piece.last - piece.first])
         return [
             MaskLogits(some[0] if len(some) == 1 else torch.cat(some), ("",) * len(wanted))
             for some, wanted in zip(rows, conditions, strict=True)
@@ -411,31 +393,6 @@ class Model:
 
     def _pixels(self, images: Sequence[Image.Image], transform: ImageTransform) -> Tensor:
         return torch.stack([transform(image) for image in images]).to(self.device, self.dtype)
-
-
-_Piece = tuple[int, int, int, int]
-"""Index of an image, its first condition and the one after its last, and the number that they are padded to."""
-
-
-def _groups(counts: Sequence[int], most: int, *, padded: bool) -> list[list[_Piece]]:
-    """Pieces of equal width that are decoded together, at most `most` conditions in a group."""
-    by_width: dict[int, list[_Piece]] = {}
-    for index, count in enumerate(counts):
-        for first in range(0, count, most):
-            last = min(count, first + most)
-            width = 1 << (last - first - 1).bit_length() if padded else last - first
-            by_width.setdefault(width, []).append((index, first, last, width))
-    groups = []
-    for width, pieces in by_width.items():
-        size = max(1, most // width)
-        groups += [pieces[start : start + size] for start in range(0, len(pieces), size)]
-    return groups
-
-
-def _pad(conditions: Tensor, length: int) -> Tensor:
-    """Repeat the last condition up to a length; (P, E) -> (length, E)."""
-    missing = length - len(conditions)
-    return torch.cat([conditions, conditions[-1:].expand(missing, -1)]) if missing else conditions
 
 
 def _check_fit(clip: CLIP, decoder: CLIPSegDecoder) -> None:

@@ -18,6 +18,9 @@ from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError, 
 from vlm_core.pictures import to_rgb
 from vlm_core.text_encoder import tokenizer_directory_files
 
+SEEN_REVISION = 1
+"""Part of the name that image features are kept under. Raise it when an image file comes to other features than before
+with the same weights: by what `vlm_core.pictures` makes of it, by how it is scaled here, by how an encoder computes."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 _MAX_ASPECT = 8
 """Pictures up to so many times as long as wide are scaled whole before their centre is cut out."""

@@ -11,7 +11,7 @@ from PIL import Image
 
 import vlm_core
 from tests.core.factories import make_clipseg_directory
-from vlm_core import InputError, checkpoint
+from vlm_core import InputError, batching, checkpoint
 from vlm_core import model as model_module
 from vlm_core.errors import DataError
 from vlm_core.feature_bytes import dump, parse
@@ -44,9 +44,9 @@ def test_images_decoded_together_get_the_logits_they_get_alone(
 ) -> None:
     images = [picture(seed) for seed in range(len(asked))]
     features = model.encode_image(images)
-    groups = model_module._groups
+    groups = batching.group_conditions
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(model_module, "_groups", lambda counts, most, **_: groups(counts, most, padded=padded))
+        patch.setattr(model_module, "group_conditions", lambda counts, most, **_: groups(counts, most, padded=padded))
         together = model.decode_batch(features, [model.encode_text(own) for own in asked])
     for image, own, masks in zip(images, asked, together, strict=True):
         alone = model.decode(model.encode_image(image), model.encode_text(own))
@@ -66,7 +66,7 @@ def test_permuted_prompts_permute_the_masks(model: Model, order: list[str]) -> N
 def test_groups_hold_every_condition_once_and_no_more_than_may_be_decoded_at_once() -> None:
     counts = [1, 3, 64, 65, 200, 3, 1]
     for padded in (False, True):
-        groups = model_module._groups(counts, 64, padded=padded)
+        groups = batching.group_conditions(counts, 64, padded=padded)
         seen = sorted((i, c) for group in groups for i, first, last, _ in group for c in range(first, last))
         assert seen == [(i, c) for i, count in enumerate(counts) for c in range(count)]
         for group in groups:
@@ -77,7 +77,7 @@ def test_groups_hold_every_condition_once_and_no_more_than_may_be_decoded_at_onc
 
 def test_more_images_than_a_batch_are_the_same_images(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     images = [picture(seed, (40 + seed, 60)) for seed in range(7)]
-    monkeypatch.setattr(model_module, "_BATCHES", {"cpu": (3, 8)})
+    monkeypatch.setattr(batching, "_SIZES", {"cpu": batching.BatchSizes(3, 8)})
     sizes = []
     encode = model._encode
     monkeypatch.setattr(model, "_encode", lambda batch, **kw: sizes.append(len(batch)) or encode(batch, **kw))
