@@ -253,9 +253,10 @@ def evaluate_command(
         measured["phrases"] = evaluate_segmentation(model, samples, threshold=threshold).to_dict()
     if pairs is not None:
         source = JsonlPairs(pairs)
-        texts = [source.texts[image][0] for image in source.images]
+        right = [source.texts_of(index) for index in range(len(source))]
         images = (source.image(index) for index in range(len(source)))
-        measured["pairs"] = {"one_of_four": evaluate_matching(model, images, texts), "images": len(source)}
+        one_of_four = evaluate_matching(model, images, [own[0] for own in right], right=right)
+        measured["pairs"] = {"one_of_four": one_of_four, "images": len(source)}
     if scenes:
         measured["scenes"] = measure_scenes(model, range(first_seed, first_seed + scenes), threshold=threshold)
     if json_:

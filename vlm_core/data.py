@@ -29,6 +29,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlm_core.absent import draw_absent, phrase_words
 from vlm_core.crops import object_crop
 from vlm_core.errors import DataError
 from vlm_core.pictures import open_picture
@@ -50,6 +51,7 @@ class PhraseSample:
         text: a description of the whole image, or None.
         exemplars: P, for each phrase its object in another image, or None where no other shows it; empty where the
             source gives none.
+        texts: all descriptions of the whole image that there are, in samples for evaluation.
     """
 
     image: Image.Image
@@ -57,6 +59,7 @@ class PhraseSample:
     masks: FloatArray
     text: str | None = None
     exemplars: tuple[Exemplar | None, ...] = ()
+    texts: tuple[str, ...] = ()
 
 
 class PairSource(Protocol):
@@ -72,6 +75,10 @@ class PairSource(Protocol):
 
     def text(self, index: int, rng: np.random.Generator) -> str:
         """One of that image's texts."""
+        ...
+
+    def texts_of(self, index: int) -> Sequence[str]:
+        """All of that image's texts."""
         ...
 
     def vocabulary(self) -> Iterator[str]:
@@ -244,8 +251,12 @@ class JsonlPairs:
 
     def text(self, index: int, rng: np.random.Generator) -> str:
         """One of that image's texts."""
-        texts = self.texts[self.images[index]]
+        texts = self.texts_of(index)
         return texts[int(rng.integers(len(texts)))]
+
+    def texts_of(self, index: int) -> Sequence[str]:
+        """All of that image's texts, in the file's order."""
+        return self.texts[self.images[index]]
 
     def vocabulary(self) -> Iterator[str]:
         """All texts of the file."""
@@ -262,8 +273,9 @@ class JsonlPhrases:
         Args:
             path: the file.
             absent: share of phrases that are exchanged for another image's phrase with an empty mask, as the
-                CLIPSeg paper does for PhraseCut (0.2). Phrases of the image itself are never taken. Set it to
-                0 where phrases are so general that another image's phrase is often true of this one.
+                CLIPSeg paper does for PhraseCut (0.2). What the image's own phrases make true is never taken (see
+                `vlm_core.absent`). Set it to 0 where phrases are so general that another image's phrase is often true
+                of this one.
             crop: give a random square of each image, chosen so that the first of the sample's phrases is seen in it.
             exemplars: give for each phrase its object in another image that has the same phrase, where there is one.
         """
@@ -289,7 +301,7 @@ class JsonlPhrases:
         """One image with `count` phrases: different ones first, then repeated, some exchanged for absent ones."""
         rows = self.rows[self.images[index]]
         image = open_image(self.images[index])
-        own = {row.phrase.casefold() for row in rows}
+        own = {phrase_words(row.phrase) for row in rows}
         order: list[int] = []
         while len(order) < count:
             order += [int(i) for i in rng.permutation(len(rows))]
@@ -299,8 +311,8 @@ class JsonlPhrases:
             row = rows[row_index]
             phrase, mask = row.phrase, row.mask
             if rng.random() < self.absent:
-                other = self._phrases[int(rng.integers(len(self._phrases)))]
-                if other.casefold() not in own:
+                other = draw_absent(self._phrases, own, lambda _: float(rng.random()))
+                if other is not None:
                     phrase, mask = other, None
             phrases.append(phrase)
             if mask is not None:
@@ -334,8 +346,9 @@ class JsonlPhrases:
             image = open_image(path)
             empty = np.zeros((image.height, image.width), dtype=np.float32)
             masks = np.stack([empty if row.mask is None else open_mask(row.mask, image.size) for row in rows])
-            texts = [row.text for row in rows if row.text is not None]
-            yield PhraseSample(image, tuple(row.phrase for row in rows), masks, texts[0] if texts else None)
+            texts = tuple(row.text for row in rows if row.text is not None)
+            text = texts[0] if texts else None
+            yield PhraseSample(image, tuple(row.phrase for row in rows), masks, text, texts=texts)
 
 
 def batch_indices(count: int, batch_size: int, step: int, seed: int) -> list[int]:

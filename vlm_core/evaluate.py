@@ -6,7 +6,7 @@ classification of CLIP (arXiv:2103.00020), here as picking the right description
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
@@ -184,6 +184,93 @@ def _check_pairs(predicted: Sequence[BoolMask], true: Sequence[BoolMask]) -> Non
         raise ValueError(f"{len(predicted)} predicted and {len(true)} true masks: one or more pairs are needed")
 
 
+class Overlaps:
+    """Sums over phrases. The figures of a run, of an image or of one phrase all come from here.
+
+    Attributes:
+        present, absent: phrases whose object is there, and phrases without one.
+        marked: absent phrases for which more than 1 % of the image is predicted.
+        iou: IoU of the present phrases, summed.
+        counts: over the present phrases, as `overlap_counts` has them: int64 (4,).
+    """
+
+    __slots__ = ("absent", "counts", "iou", "marked", "present")
+
+    def __init__(self) -> None:
+        """Of no phrase."""
+        self.present = self.absent = self.marked = 0
+        self.iou = 0.0
+        self.counts = np.zeros(4, dtype=np.int64)
+
+    def add(self, predicted: BoolMask, true: BoolMask) -> float | None:
+        """Count a phrase, absent where nothing is true; gives the IoU of a present one. Both masks have one shape."""
+        area, marked = int(np.count_nonzero(true)), int(np.count_nonzero(predicted))
+        if not area:
+            self.absent += 1
+            self.marked += marked > ABSENT_AREA * true.size
+            return None
+        hits = int(np.count_nonzero(predicted & true))
+        counts = overlap_counts(hits, marked - hits, area, true.size)
+        value = float(counts[0] / counts[1])
+        self.present += 1
+        self.iou += value
+        self.counts += counts
+        return value
+
+    def merge(self, other: Overlaps) -> None:
+        """Add what another one has counted."""
+        self.present += other.present
+        self.absent += other.absent
+        self.marked += other.marked
+        self.iou += other.iou
+        self.counts += other.counts
+
+    @property
+    def mean_iou(self) -> float:
+        """mIoU over the present phrases; nan without any."""
+        return self.iou / self.present if self.present else float("nan")
+
+    @property
+    def foreground_iou(self) -> float:
+        """IoU_FG over the present phrases; nan without any."""
+        return pooled_iou(self.counts)[0]
+
+    @property
+    def binary_iou(self) -> float:
+        """IoU_BIN over the present phrases; nan without any."""
+        return pooled_iou(self.counts)[1]
+
+    @property
+    def absent_marked(self) -> float:
+        """Share of the absent phrases that are marked; nan without any."""
+        return self.marked / self.absent if self.absent else float("nan")
+
+
+def overlap_counts(hits: npt.ArrayLike, false: npt.ArrayLike, area: int, size: int) -> npt.NDArray[np.int64]:
+    """Foreground intersection and union, background intersection and union, px: (4, ...).
+
+    Args:
+        hits: marked pixels that are true; one number, or one for each of several thresholds.
+        false: marked pixels that are not, likewise.
+        area: true pixels.
+        size: all pixels.
+    """
+    found, wrong = np.asarray(hits, dtype=np.int64), np.asarray(false, dtype=np.int64)
+    union = area + wrong
+    return np.stack([found, union, size - union, size - found])
+
+
+def pooled_iou(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
+    """IoU_FG and IoU_BIN of summed `overlap_counts`, (4,). A background that is nowhere, and predicted nowhere, is met.
+
+    Both are nan without a foreground.
+    """
+    if not counts[1]:
+        return float("nan"), float("nan")
+    foreground = float(counts[0] / counts[1])
+    return foreground, (foreground + (float(counts[2] / counts[3]) if counts[3] else 1.0)) / 2
+
+
 @dataclass(frozen=True, slots=True)
 class SegmentationReport:
     """How good masks are.
@@ -206,10 +293,31 @@ class SegmentationReport:
         return {k: v for k, v in asdict(self).items() if v == v}
 
 
+def probabilities_of(
+    model: Model, samples: Iterable[PhraseSample]
+) -> Iterator[tuple[PhraseSample, npt.NDArray[np.float32]]]:
+    """Each sample with what the model says of its phrases: (P, H, W), in [0, 1], of the image's own size.
+
+    Raises:
+        DataError: there is no sample, or a mask of another size than its image.
+        CapabilityError: the model gives no masks.
+    """
+    empty = True
+    for sample in samples:
+        if sample.masks.shape[1:] != (sample.image.height, sample.image.width):
+            raise DataError(f"masks of {sample.masks.shape[1:]} for an image of {sample.image.size}: use its own size")
+        empty = False
+        yield sample, model.segment(sample.image, sample.phrases).probabilities().numpy()
+    if empty:
+        raise DataError("there is nothing to evaluate: no image with phrases was given")
+
+
 def evaluate_segmentation(
     model: Model, samples: Iterable[PhraseSample], *, threshold: float = 0.5
 ) -> SegmentationReport:
     """Compare a model's masks with true ones, at each image's own size.
+
+    :func:`vlm_core.evaluation.segmentation.measure_segmentation` says more, and takes longer.
 
     Args:
         model: one that gives masks.
@@ -219,58 +327,67 @@ def evaluate_segmentation(
     Raises:
         DataError: there is no sample, or a mask of another size than its image.
     """
-    intersections: list[int] = []
-    unions: list[int] = []
-    marked: list[bool] = []
-    for sample in samples:
-        if sample.masks.shape[1:] != (sample.image.height, sample.image.width):
-            raise DataError(f"masks of {sample.masks.shape[1:]} for an image of {sample.image.size}: use its own size")
-        probabilities = model.segment(sample.image, sample.phrases).probabilities().numpy()
+    overlaps = Overlaps()
+    for sample, probabilities in probabilities_of(model, samples):
         for probability, mask in zip(probabilities, sample.masks, strict=True):
-            predicted, true = probability >= threshold, mask >= 0.5
-            if true.any():
-                intersection, union = _counts(predicted, true)
-                intersections.append(intersection)
-                unions.append(union)
-            else:
-                marked.append(bool(predicted.mean() > ABSENT_AREA))
-    if not unions and not marked:
-        raise DataError("there is nothing to evaluate: no image with phrases was given")
-    present = bool(unions)
+            overlaps.add(probability >= threshold, mask >= 0.5)
     return SegmentationReport(
-        mean_iou=float(np.mean(np.divide(intersections, unions))) if present else float("nan"),
-        foreground_iou=sum(intersections) / sum(unions) if present else float("nan"),
-        absent_marked=float(np.mean(marked)) if marked else float("nan"),
-        present=len(unions),
-        absent=len(marked),
+        mean_iou=overlaps.mean_iou,
+        foreground_iou=overlaps.foreground_iou,
+        absent_marked=overlaps.absent_marked,
+        present=overlaps.present,
+        absent=overlaps.absent,
     )
 
 
 def evaluate_matching(
-    model: Model, images: Iterable[Image.Image], texts: Sequence[str], *, k: int = 4, seed: int = 0
+    model: Model,
+    images: Iterable[Image.Image],
+    texts: Sequence[str],
+    *,
+    right: Sequence[Collection[str]] | None = None,
+    k: int = 4,
+    seed: int = 0,
 ) -> float:
     """One-of-k matching: each image must rank its own text above k - 1 texts of other images.
 
     Args:
         model: any model.
         images: N images.
-        texts: their N texts. Texts equal to an image's own are never drawn as its wrong ones.
+        texts: the text that each of the N images is asked for.
+        right: all texts that each image has: none is ever drawn as its wrong one. Default: the one it is asked for.
         k: candidates, >= 2.
         seed: of the draw of wrong texts.
 
     Returns:
-        Accuracy in [0, 1]; chance is 1 / k.
+        Accuracy in [0, 1] over the images that have k - 1 wrong texts, as all do in ordinary data; chance is 1 / k.
 
     Raises:
-        DataError: there are not k different texts.
+        DataError: no image has k - 1 wrong texts.
     """
-    if len(set(texts)) < k:
-        raise DataError(f"one-of-{k} matching needs {k} different texts, got {len(set(texts))}")
+    if not can_match(texts, right=right, k=k):
+        raise DataError(
+            f"one-of-{k} matching needs an image with {k - 1} texts that are not its own: of {len(texts)} images with "
+            f"{len(set(texts))} different texts none has"
+        )
     rng = np.random.default_rng([seed, 21])
     rows = []
-    for index, image in enumerate(images):
-        wrong = sorted(set(texts) - {texts[index]})
+    for text, wrong, image in zip(texts, _wrong_texts(texts, right), images, strict=True):
+        if len(wrong) < k - 1:
+            continue
         drawn = [wrong[int(i)] for i in rng.choice(len(wrong), size=k - 1, replace=False)]
-        similarity = {score.tag: score.similarity for score in model.rank(image, [texts[index], *drawn])}
-        rows.append([similarity[text] for text in (texts[index], *drawn)])
+        similarity = {score.tag: score.similarity for score in model.rank(image, [text, *drawn])}
+        rows.append([similarity[candidate] for candidate in (text, *drawn)])
     return one_of_k_accuracy(rows)
+
+
+def can_match(texts: Sequence[str], *, right: Sequence[Collection[str]] | None = None, k: int = 4) -> bool:
+    """Whether any image has k - 1 wrong texts, so that :func:`evaluate_matching` has something to ask."""
+    return any(len(wrong) >= k - 1 for wrong in _wrong_texts(texts, right))
+
+
+def _wrong_texts(texts: Sequence[str], right: Sequence[Collection[str]] | None) -> Iterator[list[str]]:
+    """For each image the texts that are none of its own, in an order that depends on nothing else."""
+    everything = set(texts)
+    for text, own in zip(texts, [()] * len(texts) if right is None else right, strict=True):
+        yield sorted(everything - {text} - set(own))

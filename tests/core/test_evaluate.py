@@ -15,7 +15,10 @@ from PIL import Image
 from vlm_core.data import PhraseSample
 from vlm_core.errors import DataError
 from vlm_core.evaluate import (
+    Overlaps,
     average_precision,
+    binary_iou,
+    can_match,
     evaluate_matching,
     evaluate_segmentation,
     foreground_iou,
@@ -157,5 +160,56 @@ def test_evaluate_matching_draws_other_images_texts() -> None:
 
 def test_evaluate_matching_needs_enough_different_texts() -> None:
     images = [Image.new("RGB", (2, 2))] * 4
-    with pytest.raises(DataError, match="needs 4 different texts, got 3"):
+    with pytest.raises(DataError, match="of 4 images with 3 different texts none has"):
         evaluate_matching(cast(Model, FakeModel()), images, ["a", "b", "c", "c"])
+
+
+def test_another_right_text_of_an_image_is_never_its_wrong_one() -> None:
+    texts = ["a", "b", "c", "d", "e", "f"]
+    right = [["a", "b"], ["b"], ["c", "d", "x"], ["d"], ["e"], ["f", "a"]]
+    asked = []
+
+    class Recorder(FakeModel):
+        def rank(self, image: Image.Image, tags: Sequence[str]) -> list[TagScore]:
+            asked.append((image.width - 1, list(tags)))
+            return super().rank(image, tags)
+
+    images = [Image.new("RGB", (number + 1, 2)) for number in range(6)]
+    for seed in range(20):
+        evaluate_matching(cast(Model, Recorder()), images, texts, right=right, seed=seed)
+    assert len(asked) == 120
+    for index, tags in asked:
+        assert tags[0] == texts[index]
+        assert not set(tags[1:]) & set(right[index])
+    assert {tag for index, tags in asked if index == 0 for tag in tags[1:]} == {"c", "d", "e", "f"}
+
+
+def test_an_image_with_too_few_wrong_texts_is_not_asked() -> None:
+    images = [Image.new("RGB", (width, 2)) for width in (1, 2, 3)]
+    right = [["1"], ["2"], ["1", "2", "3"]]
+    wrong_for_the_third = ["1", "2", "1"]
+    assert can_match(["1", "2", "3"], right=right, k=3)
+    assert evaluate_matching(cast(Model, FakeModel()), images, ["1", "2", "3"], right=right, k=3) == 1.0
+    assert not can_match(wrong_for_the_third, right=right, k=3)
+
+
+def test_overlaps_of_parts_are_those_of_the_whole() -> None:
+    pairs = [*zip(PREDICTED, TRUE, strict=True), (mask("#.", ".."), mask("..", "..")), (mask(".."), mask(".."))]
+    whole, merged = Overlaps(), Overlaps()
+    for predicted, true in pairs:
+        part = Overlaps()
+        value = part.add(predicted, true)
+        assert value == (pytest.approx(iou(predicted, true)) if true.any() else None)
+        assert whole.add(predicted, true) == value
+        merged.merge(part)
+    for sums in (whole, merged):
+        assert (sums.present, sums.absent, sums.marked) == (2, 2, 1)
+        assert sums.mean_iou == pytest.approx(mean_iou(PREDICTED, TRUE))
+        assert sums.foreground_iou == pytest.approx(foreground_iou(PREDICTED, TRUE))
+        assert sums.binary_iou == pytest.approx(binary_iou(PREDICTED, TRUE))
+        assert sums.absent_marked == 0.5
+
+
+def test_overlaps_of_nothing_are_not_numbers() -> None:
+    sums = Overlaps()
+    assert all(np.isnan([sums.mean_iou, sums.foreground_iou, sums.binary_iou, sums.absent_marked]))

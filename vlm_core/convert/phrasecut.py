@@ -6,8 +6,8 @@ CLIPSeg's authors did.
 
 **Absent phrases.** The CLIPSeg paper exchanges a phrase for another sample's, and its mask for zeros, with the
 probability 0.2, afresh each time a sample is drawn. `vlm train clipseg --absent` does so while it trains. A validation
-file should ask the same each time it is read, so `negatives` writes such exchanges down. A phrase that the image has
-is never drawn, nor one whose words are all in one of the image's phrases: where there is a "black dog", "dog" is true.
+file should ask the same each time it is read, so `negatives` writes such exchanges down. What is never drawn is said
+in :mod:`vlm_core.absent`.
 
 Sources: C. Wu et al., CVPR 2020, arXiv:2008.01187, and github.com/ChenyunWu/PhraseCutDataset; T. Lueddecke and
 A. Ecker, CVPR 2022, arXiv:2112.10003, section 4.
@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from vlm_core.absent import Words, draw_absent, phrase_words
 from vlm_core.convert.dataset import (
     BoolMask,
     DatasetWriter,
@@ -39,7 +40,6 @@ from vlm_core.errors import DataError, InputError
 
 SPLITS = ("train", "val", "test", "miniv")
 _FARTHEST_PX = 100_000
-_MAX_DRAWS = 100
 
 
 def convert_phrasecut(
@@ -175,7 +175,7 @@ class _Exchange:
         self.tasks = 0
         self._seed = seed
         self._share = share
-        self._own: dict[int, list[frozenset[str]]] = {}
+        self._own: dict[int, list[Words]] = {}
         phrases: set[str] = set()
         for record in read_records(path):
             self.tasks += 1
@@ -186,22 +186,15 @@ class _Exchange:
             phrases.add(phrase)
             image_id = record.value.get("image_id")
             if type(image_id) is int:
-                self._own.setdefault(image_id, []).append(_words(phrase))
+                self._own.setdefault(image_id, []).append(phrase_words(phrase))
         self._phrases = sorted(phrases)
 
     def draw(self, image_id: int, number: int) -> str | None:
         """Another image's phrase for the number-th one of an image; None where it stays."""
         if uniform(self._seed, "exchange", image_id, number) >= self._share:
             return None
-        own = self._own.get(image_id, [])
-        for attempt in range(_MAX_DRAWS):
-            place = uniform(self._seed, "phrase", image_id, number, attempt)
-            phrase = self._phrases[int(place * len(self._phrases))]
-            words = _words(phrase)
-            if not any(words <= phrase_words for phrase_words in own):
-                return phrase
-        return None  # the image has nearly all phrases there are
-
-
-def _words(phrase: str) -> frozenset[str]:
-    return frozenset(phrase.casefold().split())
+        return draw_absent(
+            self._phrases,
+            self._own.get(image_id, []),
+            lambda attempt: uniform(self._seed, "phrase", image_id, number, attempt),
+        )

@@ -27,5 +27,6 @@ def measure_scenes(model: Model, seeds: Sequence[int], *, threshold: float = 0.5
     """
     report = evaluate_segmentation(model, validation_samples(seeds), threshold=threshold)
     scenes = [generate_scene(seed) for seed in seeds]
-    one_of_four = evaluate_matching(model, [s.image for s in scenes], [s.captions[0] for s in scenes])
+    asked, right = [scene.captions[0] for scene in scenes], [scene.captions for scene in scenes]
+    one_of_four = evaluate_matching(model, [scene.image for scene in scenes], asked, right=right)
     return {**report.to_dict(), "one_of_four": one_of_four}

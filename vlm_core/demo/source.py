@@ -85,8 +85,12 @@ class SceneSource:
 
     def text(self, index: int, rng: np.random.Generator) -> str:
         """One of the scene's captions."""
-        captions = self._scene(index)[0].captions
+        captions = self.texts_of(index)
         return captions[int(rng.integers(len(captions)))]
+
+    def texts_of(self, index: int) -> Sequence[str]:
+        """All of the scene's captions."""
+        return self._scene(index)[0].captions
 
     def vocabulary(self) -> Iterator[str]:
         """Common words, and captions and phrases of the first thousand scenes."""
@@ -158,4 +162,5 @@ def validation_samples(seeds: Sequence[int]) -> Iterator[PhraseSample]:
         masks = np.zeros((len(present) + len(absent), scene.size[1], scene.size[0]), dtype=np.float32)
         for slot, (_, mask) in enumerate(present):
             masks[slot] = mask
-        yield PhraseSample(scene.image, (*(phrase for phrase, _ in present), *absent), masks, scene.captions[0])
+        phrases = (*(phrase for phrase, _ in present), *absent)
+        yield PhraseSample(scene.image, phrases, masks, scene.captions[0], texts=scene.captions)

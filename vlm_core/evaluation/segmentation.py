@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vlm_core.errors import DataError
-from vlm_core.evaluate import ABSENT_AREA, BoolMask
+from vlm_core.evaluate import ABSENT_AREA, BoolMask, Overlaps, overlap_counts, pooled_iou, probabilities_of
 from vlm_core.evaluation.bootstrap import PoissonBootstrap
 from vlm_core.evaluation.cases import Case, CaseKeeper, jpeg, thumbnail
 from vlm_core.evaluation.histogram import THRESHOLDS, ScoreHistogram
@@ -98,22 +96,18 @@ class SegmentationResult:
 
 
 class _Phrase:
-    """Sums of one phrase."""
+    """Sums of one phrase; `ap` is of its present images, summed."""
 
-    __slots__ = ("absent", "ap", "iou", "marked", "present")
+    __slots__ = ("ap", "overlaps")
 
     def __init__(self) -> None:
-        self.present = self.absent = self.marked = 0
-        self.iou = self.ap = 0.0
+        self.overlaps = Overlaps()
+        self.ap = 0.0
 
     def row(self, phrase: str) -> PhraseRow:
+        sums = self.overlaps
         return PhraseRow(
-            phrase,
-            self.present,
-            self.absent,
-            _ratio(self.iou, self.present),
-            _ratio(self.ap, self.present),
-            _ratio(self.marked, self.absent),
+            phrase, sums.present, sums.absent, sums.mean_iou, _ratio(self.ap, sums.present), sums.absent_marked
         )
 
 
@@ -122,10 +116,8 @@ class _Sums:
 
     def __init__(self, threshold: float) -> None:
         self.threshold = threshold
-        self.images = self.present = self.absent = self.marked = 0
-        self.iou = 0.0
-        # Foreground intersection and union, background intersection and union.
-        self.counts = np.zeros(4, dtype=np.int64)
+        self.images = 0
+        self.overlaps = Overlaps()
         self.sweep_iou = np.zeros(len(THRESHOLDS))
         self.sweep_counts = np.zeros((4, len(THRESHOLDS)), dtype=np.int64)
         self.sweep_marked = np.zeros(len(THRESHOLDS), dtype=np.int64)
@@ -136,33 +128,27 @@ class _Sums:
         self.keeper = CaseKeeper()
 
     def sample(self, sample: PhraseSample, probabilities: npt.NDArray[np.float32]) -> None:
-        ious: list[float] = []
-        marked: list[bool] = []
-        before = self.counts.copy()
+        image = Overlaps()
         shown: dict[float, int] = {}
         for slot, (phrase, probability) in enumerate(zip(sample.phrases, probabilities, strict=True)):
             true = sample.masks[slot] >= 0.5
-            predicted = probability >= self.threshold
             sums = self.phrases.setdefault(phrase, _Phrase())
+            one = Overlaps()
+            value = one.add(probability >= self.threshold, true)
+            for whole in (sums.overlaps, image):
+                whole.merge(one)
             histogram = ScoreHistogram()
             histogram.add(probability, true)
-            if true.any():
-                ious.append(self._present(sums, histogram, predicted, true))
-                shown.setdefault(ious[-1], slot)
-            else:
-                marked.append(bool(predicted.mean() > ABSENT_AREA))
-                sums.absent += 1
-                sums.marked += marked[-1]
+            if value is None:
                 self.sweep_marked += histogram.above()[1] > ABSENT_AREA * true.size
+            else:
+                self._present(sums, histogram, true, value)
+                shown.setdefault(value, slot)
         self.images += 1
-        self.present += len(ious)
-        self.absent += len(marked)
-        self.iou += math.fsum(ious)
-        self.marked += sum(marked)
-        intersection, union = (self.counts - before)[:2]
-        self.bootstraps["iou"].add(math.fsum(ious), len(ious))
-        self.bootstraps["foreground"].add(float(intersection), float(union))
-        self.bootstraps["marked"].add(sum(marked), len(marked))
+        self.overlaps.merge(image)
+        self.bootstraps["iou"].add(image.iou, image.present)
+        self.bootstraps["foreground"].add(float(image.counts[0]), float(image.counts[1]))
+        self.bootstraps["marked"].add(image.marked, image.absent)
         # The best and the worst of an image, so that the cases are of different images.
         for value in {max(shown), min(shown)} if shown else ():
             self.keeper.offer(
@@ -170,56 +156,47 @@ class _Sums:
                 lambda v=value: _case(sample, probabilities, shown[v], v, self.threshold),  # type: ignore[misc]
             )
 
-    def _present(self, sums: _Phrase, histogram: ScoreHistogram, predicted: BoolMask, true: BoolMask) -> float:
-        area, size = int(np.count_nonzero(true)), true.size
-        hits, marked = int(np.count_nonzero(predicted & true)), int(np.count_nonzero(predicted))
-        counts = _four_counts(np.int64(hits), np.int64(marked - hits), area, size)
-        self.counts += counts
-        value = float(counts[0] / counts[1])
-        sweep = _four_counts(*histogram.above(), area, size)
+    def _present(self, sums: _Phrase, histogram: ScoreHistogram, true: BoolMask, value: float) -> None:
+        sweep = overlap_counts(*histogram.above(), int(np.count_nonzero(true)), true.size)
         self.sweep_counts += sweep
         self.sweep_iou += sweep[0] / sweep[1]
         self.histogram.merge(histogram)
         self.ious[min(IOU_BINS - 1, int(value * IOU_BINS))] += 1
-        sums.present += 1
-        sums.iou += value
         sums.ap += histogram.average_precision()
-        return value
 
     def result(self) -> SegmentationResult:
-        if not self.images:
-            raise DataError("there is nothing to evaluate: no image with phrases was given")
+        overlaps = self.overlaps
         sweep = tuple(
             SweepRow(
                 float(threshold),
-                _ratio(self.sweep_iou[i], self.present),
-                *_pooled(self.sweep_counts[:, i]),
-                _ratio(self.sweep_marked[i], self.absent),
+                _ratio(self.sweep_iou[i], overlaps.present),
+                *pooled_iou(self.sweep_counts[:, i]),
+                _ratio(self.sweep_marked[i], overlaps.absent),
             )
             for i, threshold in enumerate(THRESHOLDS)
         )
-        foreground, binary = _pooled(self.counts)
         precision, recall = self.histogram.curve()
-        keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), 200)).astype(int)) if self.present else []
-        median = float(np.searchsorted(np.cumsum(self.ious), self.present / 2) + 0.5) / IOU_BINS
+        keep = np.unique(np.linspace(0, len(recall) - 1, min(len(recall), 200)).astype(int))
+        curve = ((float(precision[i]), float(recall[i])) for i in keep) if overlaps.present else ()
+        median = float(np.searchsorted(np.cumsum(self.ious), overlaps.present / 2) + 0.5) / IOU_BINS
         rows = [sums.row(phrase) for phrase, sums in self.phrases.items()]
         return SegmentationResult(
             images=self.images,
-            present=self.present,
-            absent=self.absent,
+            present=overlaps.present,
+            absent=overlaps.absent,
             threshold=self.threshold,
-            mean_iou=_ratio(self.iou, self.present),
+            mean_iou=overlaps.mean_iou,
             mean_iou_interval=self.bootstraps["iou"].interval(),
-            foreground_iou=foreground,
+            foreground_iou=overlaps.foreground_iou,
             foreground_iou_interval=self.bootstraps["foreground"].interval(),
-            binary_iou=binary,
-            absent_marked=_ratio(self.marked, self.absent),
+            binary_iou=overlaps.binary_iou,
+            absent_marked=overlaps.absent_marked,
             absent_marked_interval=self.bootstraps["marked"].interval(),
             average_precision=self.histogram.average_precision(),
             average_precision_bounds=self.histogram.bounds(),
             sweep=sweep,
-            best=max(sweep, key=lambda row: row.mean_iou) if self.present else None,
-            curve=tuple((float(precision[i]), float(recall[i])) for i in keep),
+            best=max(sweep, key=lambda row: row.mean_iou) if overlaps.present else None,
+            curve=tuple(curve),
             iou_histogram=tuple(int(n) for n in self.ious),
             phrases=tuple(sorted(rows, key=lambda row: (-row.present, -row.absent, row.phrase))),
             cases={
@@ -250,25 +227,10 @@ def measure_segmentation(
         CapabilityError: the model gives no masks.
     """
     sums = _Sums(threshold)
-    for sample in samples:
-        if sample.masks.shape[1:] != (sample.image.height, sample.image.width):
-            raise DataError(f"masks of {sample.masks.shape[1:]} for an image of {sample.image.size}: use its own size")
-        sums.sample(sample, model.segment(sample.image, sample.phrases).probabilities().numpy())
+    for sample, probabilities in probabilities_of(model, samples):
+        sums.sample(sample, probabilities)
         advance()
     return sums.result()
-
-
-def _four_counts(hits: Any, false: Any, area: int, size: int) -> npt.NDArray[np.int64]:
-    """Foreground intersection and union, background intersection and union, (4,) or (4, thresholds)."""
-    union = area + false
-    return np.stack([hits, union, size - union, size - hits])
-
-
-def _pooled(counts: npt.NDArray[np.int64]) -> tuple[float, float]:
-    """IoU_FG and IoU_BIN of summed counts. A background that is nowhere, and predicted nowhere, is met."""
-    foreground = _ratio(counts[0], counts[1])
-    background = counts[2] / counts[3] if counts[3] else 1.0
-    return foreground, float((foreground + background) / 2)
 
 
 def _ratio(total: float, count: int) -> float:

@@ -8,7 +8,7 @@ Source: Radford et al., arXiv:2103.00020.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from vlm_core import checkpoint
 from vlm_core.checkpoint import resolve_device
 from vlm_core.clip import CLIP
 from vlm_core.data import PairSource, batch_indices, sample_rng
-from vlm_core.evaluate import evaluate_matching
+from vlm_core.evaluate import can_match, evaluate_matching
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.losses import contrastive_loss
 from vlm_core.model import Model
@@ -139,6 +139,10 @@ def train_clip(
         problems.append(f"{len(train)} training images are fewer than batch_size {settings.batch_size}: lower it")
     if validation is not None and len(validation) < 4:
         problems.append(f"{len(validation)} validation images: one-of-four matching needs at least 4")
+    elif validation is not None:
+        asked, right = _asked(settings, validation)
+        if not can_match(asked, right=right):
+            problems.append(f"{len(set(asked))} different validation texts: one-of-four matching needs at least 4")
     problems += common.output_problems(output, resume)
     common.raise_all(problems)
 
@@ -290,7 +294,13 @@ def _one_of_four(
             fingerprint="",
             device=frozen.logit_scale.device,
         )
-        count = min(len(validation), settings.validation_images)
-        texts = [validation.text(index, sample_rng(settings.seed, 0, index)) for index in range(count)]
-        images = (validation.image(index) for index in range(count))
-        return evaluate_matching(model, images, texts, seed=settings.seed)
+        asked, right = _asked(settings, validation)
+        images = (validation.image(index) for index in range(len(asked)))
+        return evaluate_matching(model, images, asked, right=right, seed=settings.seed)
+
+
+def _asked(settings: TrainClipSettings, validation: PairSource) -> tuple[list[str], list[Sequence[str]]]:
+    """For each validation image the text that it is asked for, and all that it has."""
+    indices = range(min(len(validation), settings.validation_images))
+    asked = [validation.text(index, sample_rng(settings.seed, 0, index)) for index in indices]
+    return asked, [validation.texts_of(index) for index in indices]

@@ -26,7 +26,7 @@ from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.data import PhraseSample, PhraseSource, batch_indices, sample_rng
 from vlm_core.errors import DataError, InputError
-from vlm_core.evaluate import evaluate_matching, evaluate_segmentation
+from vlm_core.evaluate import can_match, evaluate_matching, evaluate_segmentation
 from vlm_core.losses import contrastive_loss, segmentation_loss, word_loss
 from vlm_core.model import Model
 from vlm_core.preprocess import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, TextTokenizer
@@ -423,16 +423,19 @@ def _decoder_config(settings: TrainClipsegSettings, clip: CLIP) -> DecoderConfig
 def _measure(model: Model, validation: ValidationSamples, seed: int) -> dict[str, float]:
     """Masks and, where the data has texts, one-of-four matching, through the same code that users call."""
     told: list[str] = []
+    right: list[tuple[str, ...]] = []
 
     def samples() -> Iterator[PhraseSample]:  # one at a time: all pictures and masks may not fit into the memory
         for sample in validation():
-            told.extend([sample.text] if sample.text is not None else [])
+            if sample.text is not None:
+                told.append(sample.text)
+                right.append(sample.texts)
             yield sample
 
     report = evaluate_segmentation(model, samples()).to_dict()
     measures = ("mean_iou", "foreground_iou", "absent_marked")
     values: dict[str, float] = {key: report[key] for key in measures if key in report}
-    if len(set(told)) >= 4:
+    if can_match(told, right=right):
         images = (sample.image for sample in validation() if sample.text is not None)
-        values["one_of_four"] = evaluate_matching(model, images, told, seed=seed)
+        values["one_of_four"] = evaluate_matching(model, images, told, right=right, seed=seed)
     return values
