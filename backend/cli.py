@@ -14,9 +14,10 @@ import functools
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from backend.convert_commands import convert_app
 from backend.train_commands import evaluate_command, train_app
@@ -33,7 +34,16 @@ app = typer.Typer(
 )
 
 
-models_app = typer.Typer(help="Checkpoints: what can be loaded, what is here, how to fetch one.")
+class _Models(TyperGroup):
+    """Without a command of its own `vlm models` lists: `vlm models runs` is `vlm models list runs`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = ["list", *args]
+        return super().parse_args(ctx, args)
+
+
+models_app = typer.Typer(cls=_Models, help="Checkpoints: what can be loaded, what is here, how to fetch one.")
 app.add_typer(train_app, name="train")
 app.add_typer(convert_app, name="convert")
 app.add_typer(models_app, name="models")
@@ -253,22 +263,26 @@ def worker(
     run_worker(settings, burst=burst)
 
 
-@models_app.callback(invoke_without_command=True)
-def models(
-    context: typer.Context,
+@models_app.command("list")
+def models_list(
+    directories: Annotated[
+        list[Path] | None, typer.Argument(metavar="[DIR]...", help="List the checkpoints and runs in here instead.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the checkpoints that can be loaded, what each is good for, and which are on this machine.
 
     Example: vlm models
-    """
-    if context.invoked_subcommand is not None:
-        return
-    from backend.models_command import listing, print_listing
 
-    rows = listing()
+    Example: vlm models runs models
+    """
+    from backend.models_command import listing, local_listing, print_listing, print_local_listing
+
+    rows = local_listing(directories) if directories else listing()
     if json_:
         typer.echo(json.dumps(rows, indent=2))
+    elif directories:
+        print_local_listing(rows)
     else:
         print_listing(rows)
 

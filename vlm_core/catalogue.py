@@ -1,14 +1,18 @@
-"""What can be loaded, what it is good for, and what a checkpoint on this machine is: told without loading weights."""
+"""What can be loaded: the published checkpoints that are known, and what is on this machine."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_core.errors import CheckpointError, CheckpointMismatchError, CheckpointNotFoundError
+from vlm_core.description import CONFIG, KINDS, MANIFEST
+
+_DEEPEST = 4
+_RUN = "training.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,74 +58,8 @@ KNOWN = (
 """Sizes are those of the files at their publishers, rounded."""
 
 
-@dataclass(frozen=True, slots=True)
-class Description:
-    """A checkpoint on this machine.
-
-    Attributes:
-        path: its directory, or the decoder file in it.
-        layout: whose files they are.
-        masks, tags: what it gives.
-        image_tower, text_tower: their sizes, to read.
-        mask_px: side of what masks see, px; 0 without masks.
-        taps: blocks that the decoder reads; empty without one.
-        parameters: numbers that are learned.
-        megabytes: of the weights' files.
-        missing: what must be added before it loads; empty for one that is whole.
-    """
-
-    path: str
-    layout: str
-    masks: bool
-    tags: bool
-    image_tower: str
-    text_tower: str
-    mask_px: int
-    taps: tuple[int, ...]
-    parameters: int
-    megabytes: float
-    missing: tuple[str, ...]
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON-able."""
-        return asdict(self)
-
-
-def describe(checkpoint: Path) -> Description:
-    """Say what a local checkpoint is, from its configuration and the headers of its weights.
-
-    Args:
-        checkpoint: a directory in any layout that `load` takes, or an original decoder file beside a CLIP.
-
-    Raises:
-        CheckpointNotFoundError: nothing there, or nothing that tells what it is.
-        CheckpointMismatchError: of a kind that `load` does not take, or a broken file.
-    """
-    from vlm_core.files import read_json
-
-    directory = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    if not checkpoint.exists():
-        raise CheckpointNotFoundError(f"there is no {checkpoint}: give a checkpoint's directory, or one of vlm models")
-    own = checkpoint.is_dir() and (directory / "manifest.json").is_file()
-    settings = directory / ("manifest.json" if own else "config.json")
-    if not settings.is_file():
-        raise CheckpointNotFoundError(
-            f"{directory} has neither manifest.json nor config.json: give the directory that holds a checkpoint's files"
-        )
-    values = read_json(settings)
-    kind = values.get("model_type")
-    if not own and kind not in ("clip", "clipseg", "siglip"):
-        raise CheckpointMismatchError(
-            f"{settings} describes a model of type {kind!r}; clip, clipseg and siglip can be loaded"
-        )
-    try:
-        return _own(directory, values) if own else _published(checkpoint, directory, values, str(kind))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        raise CheckpointMismatchError(f"{settings} lacks or garbles {error!r}") from error
-
-
 def cached() -> dict[str, Path]:
-    """Checkpoints of `KNOWN` that the hub's cache holds: the directory of each name's newest files."""
+    """Checkpoints in the hub's cache, whole or not: hub id -> the directory of the files that `load` takes."""
     from huggingface_hub import scan_cache_dir
     from huggingface_hub.errors import CacheNotFound
 
@@ -130,116 +68,60 @@ def cached() -> dict[str, Path]:
     except CacheNotFound:
         return {}
     found = {}
-    for repository in repositories:
-        revisions = sorted(repository.revisions, key=lambda revision: revision.last_modified)
-        if revisions and repository.repo_id in {known.name for known in KNOWN}:
+    for repository in sorted(repositories, key=lambda one: one.repo_id):
+        # The one that the hub's main branch was when it was last asked; else the newest.
+        revisions = sorted(repository.revisions, key=lambda one: ("main" in one.refs, one.last_modified))
+        if revisions and repository.repo_type == "model" and _is_checkpoint(Path(revisions[-1].snapshot_path)):
             found[repository.repo_id] = Path(revisions[-1].snapshot_path)
     return found
 
 
-def _own(directory: Path, manifest: Mapping[str, Any]) -> Description:
-    image, text, decoder = manifest["image_encoder"], manifest["text_encoder"]["config"], manifest["decoder"]
-    size = manifest["mask_transform"]
-    arguments = image["model_args"]
-    return Description(
-        path=str(directory),
-        layout="vlm train",
-        masks=decoder is not None,
-        tags=True,
-        image_tower=f"{image['architecture']} {arguments}",
-        text_tower=f"{text['model_type']}, {text.get('n_layers') or text.get('num_hidden_layers')} blocks",
-        mask_px=0 if decoder is None else int(size["size_hw"][0]),
-        taps=() if decoder is None else tuple(decoder["taps"]),
-        **_weights(directory),
-        missing=_missing(directory, processor=False),
-    )
+def find_checkpoints(directory: Path) -> list[Path]:
+    """Checkpoints in a directory, itself included, down to four levels, and unfinished runs of `vlm train`.
+
+    Of a CLIP with several original decoders beside it each decoder's file is one. Hidden directories are passed over,
+    and those that cannot be read.
+    """
+    return sorted(_walk(directory, 0))
 
 
-def _published(checkpoint: Path, directory: Path, config: Mapping[str, Any], kind: str) -> Description:
-    from vlm_core import original_layout
-
-    decoder_file = original_layout.decoder_file(checkpoint, directory)
-    vision, text = _part(config, "vision_config", kind), _part(config, "text_config", kind)
-    masks = kind == "clipseg" or decoder_file is not None
-    taps: tuple[int, ...] = ()
-    mask_px = 0
-    layout = {"clip": "CLIP", "clipseg": "CLIPSeg", "siglip": "SigLIP"}[kind]
-    if decoder_file is not None:
-        taps, mask_px, layout = (
-            original_layout.TAPS,
-            original_layout.MASK_PX,
-            "CLIPSeg's original decoder beside a CLIP",
-        )
-    elif masks:
-        taps = tuple(config.get("extract_layers", original_layout.TAPS))
-        mask_px = _processor_size(directory)
-    return Description(
-        path=str(decoder_file or directory),
-        layout=layout,
-        masks=masks,
-        tags=True,
-        image_tower=f"{vision['num_hidden_layers']} blocks, {vision['hidden_size']} wide, patches of "
-        f"{vision['patch_size']} px, {vision['image_size']} px",
-        text_tower=f"{text['num_hidden_layers']} blocks, {text['hidden_size']} wide",
-        mask_px=mask_px,
-        taps=taps,
-        **_weights(directory, decoder_file),
-        missing=_missing(directory, processor=decoder_file is None),
-    )
-
-
-def _part(config: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
-    """A tower's configuration: what a file leaves out has transformers' default."""
-    from transformers import AutoConfig
-
-    defaults = getattr(AutoConfig.for_model(kind), name).to_dict()
-    given = config.get(name)
-    return {**defaults, **(given if isinstance(given, Mapping) else {})}
-
-
-def _processor_size(directory: Path) -> int:
-    from vlm_core.hub_layout import read_processor
-    from vlm_core.preprocess import ImageTransform
-
+def _walk(directory: Path, depth: int) -> Iterator[Path]:
+    if _is_checkpoint(directory):
+        decoders = list(directory.glob("*.pth"))
+        yield from decoders if len(decoders) > 1 else [directory]
+        return
+    if unfinished_run(directory) is not None:
+        yield directory
+        return
+    if depth == _DEEPEST:
+        return
     try:
-        return ImageTransform.from_processor(read_processor(directory)).size_hw[0]
-    except CheckpointError:  # told by `missing`
-        return 0
+        children = [entry.path for entry in os.scandir(directory) if entry.is_dir() and not entry.name.startswith(".")]
+    except OSError:
+        return
+    for child in children:
+        yield from _walk(Path(child), depth + 1)
 
 
-def _weights(directory: Path, decoder_file: Path | None = None) -> dict[str, Any]:
-    """`parameters` and `megabytes`, from the headers of the weights' files."""
-    files = [*directory.glob("*.safetensors"), *directory.glob("pytorch_model*.bin")]
-    if decoder_file is not None:
-        files.append(decoder_file)
-    return {
-        "parameters": sum(_tensor_sizes(directory)),
-        "megabytes": round(sum(file.stat().st_size for file in files) / 1e6, 1),
-    }
+def unfinished_run(directory: Path) -> tuple[int, int] | None:
+    """Of a run of `vlm train` that has written no checkpoint yet: updates made, and updates in all. None of others."""
+    info = _object(directory / _RUN)
+    settings, made = info.get("settings"), info.get("step")
+    if (directory / "checkpoint").exists() or not isinstance(settings, dict) or not isinstance(made, int):
+        return None
+    return (made, settings["steps"]) if isinstance(settings.get("steps"), int) else None
 
 
-def _tensor_sizes(directory: Path) -> Iterator[int]:
-    """Numbers in each tensor of the safetensors files; only their headers are read."""
-    from safetensors import SafetensorError, safe_open
-
-    for path in sorted(directory.glob("*.safetensors")):
-        try:
-            with safe_open(path, framework="pt") as file:
-                yield from (math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-        except (OSError, SafetensorError) as error:
-            raise CheckpointMismatchError(f"{path} is damaged or no safetensors file: download it again") from error
+def _is_checkpoint(directory: Path) -> bool:
+    """Whether its configuration is of a kind that `load` takes."""
+    manifest, config = _object(directory / MANIFEST), _object(directory / CONFIG)
+    return manifest.get("format") == "vlm-checkpoint" or config.get("model_type") in KINDS
 
 
-def _missing(directory: Path, *, processor: bool) -> tuple[str, ...]:
-    from vlm_core.text_encoder import tokenizer_directory_files
-
-    missing = []
-    if not any(any(directory.glob(pattern)) for pattern in ("*.safetensors", "pytorch_model*.bin")):
-        missing.append("weights: model.safetensors")
-    if not tokenizer_directory_files(directory):
-        missing.append("a tokenizer: tokenizer.json, or vocab.json with merges.txt, or vocab.txt")
-    if processor and not any(
-        (directory / name).is_file() for name in ("preprocessor_config.json", "processor_config.json")
-    ):
-        missing.append("preprocessor_config.json")
-    return tuple(missing)
+def _object(path: Path) -> dict[str, Any]:
+    """What a JSON file holds; nothing where that cannot be read."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) else {}

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import zipfile
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError
+
+_SAFETENSORS = ".safetensors"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -31,6 +36,64 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+@dataclass(frozen=True, slots=True)
+class WeightFiles:
+    """The files that hold a checkpoint's weights, whether they are there or not.
+
+    Attributes:
+        paths: one, or several shards.
+        index: the file that names the shards; None where there is but one.
+    """
+
+    paths: tuple[Path, ...]
+    index: Path | None = None
+
+    @property
+    def missing(self) -> tuple[Path, ...]:
+        """Those that are not there."""
+        return tuple(path for path in self.paths if not path.is_file())
+
+    def read(self) -> dict[str, Tensor]:
+        """All tensors. Raises as `read_weights`, for a shard that is missing too."""
+        tensors: dict[str, Tensor] = {}
+        for path in self.paths:
+            tensors |= read_weights(path) if path.suffix == _SAFETENSORS else read_pickled_weights(path)
+        return tensors
+
+
+def hub_weight_files(directory: Path) -> WeightFiles:
+    """The weights of a directory as transformers saves it: safetensors if there are any, else what `torch.save` wrote.
+
+    Raises:
+        CheckpointMismatchError: an index that names no shards.
+    """
+    names = ("model.safetensors", "pytorch_model.bin")
+    there = (n for n in names if (directory / n).is_file() or (directory / f"{n}.index.json").is_file())
+    name = next(there, names[0])
+    index = directory / f"{name}.index.json"
+    if (directory / name).is_file() or not index.is_file():
+        return WeightFiles((directory / name,))
+    shards = read_json(index).get("weight_map")
+    if not isinstance(shards, Mapping) or not shards:
+        raise CheckpointMismatchError(f"{index} has no weight_map: download it again")
+    return WeightFiles(tuple(directory / Path(str(file)).name for file in sorted({*map(str, shards.values())})), index)
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Numbers in each tensor of a file of weights, which stay on disk; in torch's format before 1.6 all are read.
+
+    Raises:
+        CheckpointMismatchError: damaged, or holding more than weights.
+    """
+    if path.suffix != _SAFETENSORS:
+        return {name: tensor.numel() for name, tensor in read_pickled_weights(path, mapped=True).items()}
+    try:
+        with safe_open(path, framework="np") as file:
+            return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointMismatchError(f"{path} is damaged or no safetensors file: download it again") from error
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Tensors of one safetensors file. Raises CheckpointIncompleteError or CheckpointMismatchError (damaged)."""
     if not path.is_file():
@@ -43,15 +106,19 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         ) from error
 
 
-def read_pickled_weights(path: Path) -> dict[str, Tensor]:
+def read_pickled_weights(path: Path, *, mapped: bool = False) -> dict[str, Tensor]:
     """Tensors of one file that `torch.save` wrote. Raises as `read_weights`.
 
     Only tensors and plain containers are read: no code from the file is run.
+
+    Args:
+        path: the file.
+        mapped: leave the numbers in the file until somebody looks at them, where its format allows it.
     """
     if not path.is_file():
         raise CheckpointIncompleteError(f"{path.parent} has no {path.name}: the weights are missing, download it again")
     try:
-        values = torch.load(path, map_location="cpu", weights_only=True)
+        values = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped and zipfile.is_zipfile(path))
     except Exception as error:  # a damaged archive surfaces as errors of zip, pickle and torch
         raise CheckpointMismatchError(
             f"{path} is damaged, or holds more than weights, which is not unpickled because that can run code from the "

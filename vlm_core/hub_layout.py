@@ -19,7 +19,7 @@ from transformers import AutoConfig, CLIPConfig, CLIPSegConfig, CLIPTextConfig
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.errors import CheckpointIncompleteError, CheckpointMismatchError
-from vlm_core.files import fill, fingerprint, read_json, read_pickled_weights, read_weights
+from vlm_core.files import fill, fingerprint, hub_weight_files, read_json
 from vlm_core.image_encoder import ImageEncoder
 from vlm_core.model import Model
 from vlm_core.preprocess import CLIP_MEAN, CLIP_STD, ImageTransform, TextTokenizer
@@ -113,19 +113,7 @@ def read_processor(directory: Path) -> Mapping[str, Any]:
 
 def read_all_weights(directory: Path) -> dict[str, Tensor]:
     """All tensors, from one file or from the shards that an index names."""
-    pickled = not any((directory / n).is_file() for n in ("model.safetensors", "model.safetensors.index.json"))
-    pickled = pickled and any((directory / n).is_file() for n in ("pytorch_model.bin", "pytorch_model.bin.index.json"))
-    name, read = ("pytorch_model.bin", read_pickled_weights) if pickled else ("model.safetensors", read_weights)
-    index = directory / f"{name}.index.json"
-    if (directory / name).is_file() or not index.is_file():
-        weights = read(directory / name)
-    else:
-        shards = read_json(index).get("weight_map")
-        if not isinstance(shards, Mapping) or not shards:
-            raise CheckpointMismatchError(f"{index} has no weight_map: download it again")
-        weights = {}
-        for shard in sorted({str(file) for file in shards.values()}):
-            weights |= read(directory / Path(shard).name)
+    weights = hub_weight_files(directory).read()
     # buffers that older transformers versions saved; they are counted, not learned
     return {k: v for k, v in weights.items() if not k.endswith("position_ids")}
 

@@ -41,9 +41,9 @@ _NAMES = (
     (".norm2.", ".layer_norm2."),
     ("trans_conv.", "transposed_convolution."),
 )
-# `reduce` is made and saved but never called. The other two are the encoders, of files that were saved whole: they are
-# frozen in training, and the directory has them.
-_NOT_READ = ("reduce.", "clip_model.", "model.")
+NOT_READ = ("reduce.", "clip_model.", "model.")
+"""How the names of tensors begin that are passed over. `reduce` is made and saved but never called. The other two are
+the encoders, of files that were saved whole: they are frozen in training, and the directory has them."""
 _VARIANTS = {
     "extra_blocks.": "further transformer blocks",
     "reduce_cond.": "a narrower condition",
@@ -117,7 +117,7 @@ def read_decoder(file: Path) -> tuple[DecoderConfig, dict[str, Tensor]]:
     Raises:
         CheckpointMismatchError: damaged, holding more than tensors, no such decoder, or a variant that is not computed.
     """
-    tensors = {k: v for k, v in read_pickled_weights(file).items() if not k.startswith(_NOT_READ)}
+    tensors = {k: v for k, v in read_pickled_weights(file).items() if not k.startswith(NOT_READ)}
     for prefix, what in _VARIANTS.items():
         if any(key.startswith(prefix) for key in tensors):
             raise CheckpointMismatchError(
