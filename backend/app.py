@@ -10,6 +10,7 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
+from backend.activity import Activity
 from backend.api.auth import Gate
 from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, Training
@@ -59,6 +60,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         feature_cache_bytes=settings.feature_cache_bytes,
         feature_files=feature_files(settings),
     )
+    activity = Activity(settings.data_dir)
     handlers = Handlers(
         store=store,
         versions=versions,
@@ -66,6 +68,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         plans=plans,
         extra_params=extra_params,
         training=training,
+        activity=activity,
     )
 
     @asynccontextmanager
@@ -76,6 +79,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         yield
         predictor.close()
         store.close()
+        activity.close()
 
     # No interactive documentation: it would be the only page without credentials.
     app = FastAPI(title="label-studio-vlm-backend", lifespan=lifespan, openapi_url=None)

@@ -14,6 +14,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from pydantic import BaseModel
+
+from backend.activity import Activity, ProjectActivity
 from backend.api.errors import UnavailableError
 from backend.api.schemas import (
     PredictRequest,
@@ -23,7 +26,7 @@ from backend.api.schemas import (
     project_of_event,
 )
 from backend.label_studio.config import LabelConfigError, PredictionPlan
-from backend.model_store import ModelStore, ModelUnavailableError
+from backend.model_store import ModelLoadingError, ModelStore, ModelUnavailableError
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import Deadline, Predictor, servable_controls
 from backend.queue import LiveJob, RequestOutcome
@@ -87,6 +90,7 @@ class Handlers:
         plans: PlanCache,
         extra_params: ExtraParams,
         training: Training,
+        activity: Activity,
     ) -> None:
         """Starts nothing."""
         self._store = store
@@ -95,9 +99,9 @@ class Handlers:
         self._plans = plans
         self._extra_params = extra_params
         self._training = training
+        self._activity = activity
         self._started = time.time()
         self._served: dict[int, str] = {}
-        self._unusable: dict[int, str] = {}
 
     def health(self) -> Reply:
         """That the server runs, and where loading the model stands. Never waits for anything."""
@@ -126,13 +130,15 @@ class Handlers:
         try:
             version = self._store.version(request.project, plan.hash_payload() if plan else _unusable(request))
         except (ModelUnavailableError, VersionError) as error:
+            if not isinstance(error, ModelLoadingError):  # every start begins with it
+                self._activity.error(request.project, "setup", error.public)
             raise _unavailable(error) from error
-        self._served[request.project] = version.name
+        self._serves(request.project, version.name)
+        self._activity.config(request.project, problem)
         reply: dict[str, Any] = {"model_version": version.name}
         if plan is None:
-            reply["config_error"] = self._unusable[request.project] = problem
+            reply["config_error"] = problem
         else:
-            self._unusable.pop(request.project, None)
             reply["left_alone"] = self._left_alone(plan)
         return Reply(reply, notes={"project": request.project, "version": version.name})
 
@@ -147,13 +153,15 @@ class Handlers:
             context=request.context,
         )
         if answer.model_version:
-            self._served[request.project] = answer.model_version
+            self._serves(request.project, answer.model_version)
+        self._activity.predicted(request.project, len(answer.items), answer.failed)
+        errors = [item["error"] for item in answer.items if "error" in item]
+        if errors:
+            self._activity.error(request.project, "predict", errors[0])
         reply: dict[str, Any] = {"results": answer.items}
-        if request.context is not None:
+        if request.context is not None and errors:
             # An annotator waits at the screen: the reason belongs to them, and only a 200 reaches them.
-            errors = [item["error"] for item in answer.items if "error" in item]
-            if errors:
-                reply["errors"] = errors
+            reply["errors"] = errors
         notes = {
             "project": request.project,
             "tasks": len(answer.items),
@@ -171,13 +179,14 @@ class Handlers:
         """
         action = request.action
         if action not in TRAINING_EVENTS:
-            return Reply({"status": "ignored", "action": action}, notes={"action": action})
+            return _ignored(action)
         project_id = project_of_event(request)
         notes = {"action": action, "project": project_id}
         try:
             outcome = self._training.request_training(project_id, reason=action)
         except QueueUnavailableError as error:
             return self.webhook_unqueued(request, error.public)
+        self._activity.event(project_id, action, outcome.state)
         return Reply(
             {"status": outcome.state, "job": outcome.job_id},
             status=201 if outcome.state == "queued" else 200,
@@ -190,6 +199,11 @@ class Handlers:
         Raises:
             UnavailableError: START_TRAINING.
         """
+        if request.action not in TRAINING_EVENTS:
+            return _ignored(request.action)
+        project_id = project_of_event(request)
+        self._activity.event(project_id, request.action, "not queued")
+        self._activity.error(project_id, "webhook", reason)
         if request.action == START_TRAINING:
             raise UnavailableError(f"no training was queued: {reason}")
         return Reply(
@@ -197,7 +211,7 @@ class Handlers:
                 "status": "not queued",
                 "reason": f"{reason}. Label Studio keeps the annotation, and the next training reads it there",
             },
-            notes={"action": request.action, "queue": "down"},
+            notes={"action": request.action, "project": project_id, "queue": "down"},
         )
 
     def versions(self, project: int | None) -> Reply:
@@ -257,10 +271,13 @@ class Handlers:
                 "uptime_s": round(time.time() - self._started, 1),
                 "model": model,
                 "queue": queue,
-                "projects": {str(project): name for project, name in sorted(self._served.items())},
-                "unusable_configs": {str(project): reason for project, reason in sorted(self._unusable.items())},
+                "projects": {str(project): _project(known) for project, known in self._activity.all().items()},
             }
         )
+
+    def _serves(self, project_id: int, version: str) -> None:
+        self._served[project_id] = version
+        self._activity.served(project_id, version)
 
     def _left_alone(self, plan: PredictionPlan) -> list[dict[str, str]]:
         """What of the config is not predicted, and why."""
@@ -270,6 +287,25 @@ class Handlers:
         reason = f"the model {model.name} ranks tags but gives no masks"
         left += [{"name": c.from_name, "tag": c.kind, "reason": reason} for c in plan.controls if c not in servable]
         return left
+
+
+def _ignored(action: str) -> Reply:
+    return Reply({"status": "ignored", "action": action}, notes={"action": action})
+
+
+def _project(known: ProjectActivity) -> dict[str, Any]:
+    """One project of `/status`; what never happened is null."""
+
+    def fact(value: BaseModel | None) -> dict[str, Any] | None:
+        return None if value is None else value.model_dump(mode="json")
+
+    return {
+        "version": None if known.served is None else known.served.version,
+        "config_problem": None if known.config is None else known.config.problem or None,
+        "last_prediction": fact(known.prediction),
+        "last_event": fact(known.event),
+        "last_error": fact(known.error),
+    }
 
 
 def _unavailable(error: ModelUnavailableError | VersionError) -> UnavailableError:

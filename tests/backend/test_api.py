@@ -142,13 +142,13 @@ def test_a_config_that_cannot_be_used_does_not_break_setup(
     assert says in caplog.text
     name = reply.json()["model_version"]
     assert name.startswith("colours-p7-v000-")
-    assert says in server.client.get("/status").json()["unusable_configs"]["7"]
+    assert says in server.client.get("/status").json()["projects"]["7"]["config_problem"]
     # What `/setup` refuses predictions refuse too, instead of going on under another name.
     (item,) = server.predict("squares", label_config=changes.get("schema", CONFIG)).json()["results"]
     assert "result" not in item
     assert says in item["error"]
     assert name != server.setup().json()["model_version"]
-    assert server.client.get("/status").json()["unusable_configs"] == {}
+    assert server.client.get("/status").json()["projects"]["7"]["config_problem"] is None
     assert "result" in server.predict("squares").json()["results"][0]
 
 
@@ -192,6 +192,60 @@ def test_a_project_comes_in_several_forms(server: Server, project: Any) -> None:
 
 def test_the_body_may_lack_params(server: Server) -> None:
     assert server.predict("squares", params=None).status_code == 200
+
+
+# Status -----------------------------------------------------------------------------------------------------
+
+
+def _status(server: Server) -> Any:
+    return server.client.get("/status").json()["projects"]
+
+
+def test_status_says_of_each_project_what_last_happened(server: Server) -> None:
+    assert _status(server) == {}
+    name = server.setup().json()["model_version"]
+    known = _status(server)["7"]
+    assert known == {
+        "version": name,
+        "config_problem": None,
+        "last_prediction": None,
+        "last_event": None,
+        "last_error": None,
+    }
+    server.predict("squares", "gone")
+    server.event("ANNOTATION_CREATED")
+    server.event("PROJECT_UPDATED")  # says nothing about learning, and so covers up nothing
+    known = _status(server)["7"]
+    assert {key: known["last_prediction"][key] for key in ("tasks", "failed")} == {"tasks": 2, "failed": 1}
+    assert {key: known["last_error"][key] for key in ("stage", "reason")} == {
+        "stage": "predict",
+        "reason": "gone: there is no such image",
+    }
+    assert {key: known["last_event"][key] for key in ("action", "outcome")} == {
+        "action": "ANNOTATION_CREATED",
+        "outcome": "queued",
+    }
+    server.setup(schema="<View")
+    assert "not well-formed" in _status(server)["7"]["config_problem"]
+    server.setup()
+    assert _status(server)["7"]["config_problem"] is None
+
+
+def test_status_says_which_event_was_not_queued(server: Server) -> None:
+    server.training.down = True
+    server.event("ANNOTATION_CREATED")
+    server.event("START_TRAINING")
+    known = _status(server)["7"]
+    assert (known["last_event"]["action"], known["last_event"]["outcome"]) == ("START_TRAINING", "not queued")
+    assert known["last_error"]["stage"] == "webhook"
+    assert "Redis" in known["last_error"]["reason"]
+
+
+def test_status_remembers_over_a_restart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch) as server:
+        name = server.ready().setup().json()["model_version"]
+    with serving(tmp_path, monkeypatch) as server:
+        assert _status(server)["7"]["version"] == name
 
 
 # Wrong requests ---------------------------------------------------------------------------------------------
