@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import numpy as np
@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from backend.activity import Activity
 from backend.api.auth import Gate
 from backend.api.errors import ApiError
-from backend.api.handlers import Handlers, Training
+from backend.api.handlers import Handlers, QueueUnavailableError, Training
 from backend.api.logs import RequestLog, api_error, http_error
 from backend.api.routes import make_router
 from backend.decoding import decode_label
@@ -21,20 +21,27 @@ from backend.disk_cache import DiskCache
 from backend.gpu_memory import bound_gpu_memory
 from backend.label_studio.brush import encode_runs
 from backend.label_studio.client import LabelStudioClient
+from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageConfig, ImageFetcher
-from backend.model_store import ModelStore, ServingModel
+from backend.metrics import Metrics
+from backend.model_store import ModelStore, ServingModel, StoreState
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import ImageSource, Predictor
 from backend.queue import TrainingQueue
+from backend.readiness import Probe, Readiness
 from backend.redis_connection import connect_redis
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
+from backend.watched import watch_model, watch_parts, watch_queue
 
 log = logging.getLogger(__name__)
 
 _REDIS_TIMEOUT_S = 0.5
 """For one command: a webhook has one second in all."""
+
+_PROBE_WAIT_S = 2.0
+"""For Redis and Label Studio each, when somebody asks whether they are there."""
 
 
 def create_app(settings: Settings, *, images: ImageSource | None = None, training: Training | None = None) -> FastAPI:
@@ -60,7 +67,11 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         feature_cache_bytes=settings.feature_cache_bytes,
         feature_files=feature_files(settings),
     )
-    activity = Activity(settings.data_dir)
+    activity, metrics = Activity(settings.data_dir), Metrics()
+    readiness = make_readiness(settings, lambda: store.state, training)
+    watch_parts(metrics, readiness)
+    watch_model(metrics, store)
+    watch_queue(metrics, training)
     handlers = Handlers(
         store=store,
         versions=versions,
@@ -69,6 +80,8 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         extra_params=extra_params,
         training=training,
         activity=activity,
+        readiness=readiness,
+        metrics=metrics,
     )
 
     @asynccontextmanager
@@ -93,8 +106,33 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
     )
     app.add_exception_handler(ApiError, api_error)
     app.add_exception_handler(HTTPException, http_error)
-    app.add_middleware(RequestLog)
+    app.add_middleware(RequestLog, metrics=metrics)
     return app
+
+
+def make_readiness(settings: Settings, model: Callable[[], StoreState], training: Training) -> Readiness:
+    """Who answers `/ready`: Redis is asked every 5 seconds at most, Label Studio every 30."""
+
+    def redis() -> str:
+        try:
+            training.ping()
+        except QueueUnavailableError as error:
+            return error.public
+        return ""
+
+    studio = None
+    if settings.label_studio_url is not None and settings.label_studio_token is not None:
+        client = LabelStudioClient(settings.label_studio_url, settings.label_studio_token, timeout_s=_PROBE_WAIT_S)
+
+        def label_studio() -> str:
+            try:
+                client.whoami()
+            except LabelStudioError as error:
+                return str(error)
+            return ""
+
+        studio = Probe(label_studio, keep_s=30.0, wait_s=_PROBE_WAIT_S)
+    return Readiness(model, Probe(redis, keep_s=5.0, wait_s=_PROBE_WAIT_S), studio)
 
 
 def load_model(settings: Settings) -> ServingModel:

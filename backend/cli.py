@@ -255,7 +255,7 @@ def worker(
     from backend.logs import configure_logging
     from training_jobs.worker import run_worker
 
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, secrets=settings.secrets)
     if end_with_stdin:
         from backend.lifeline import end_with_standard_input
 

@@ -31,10 +31,10 @@ from typing import Any, Literal
 
 import redis
 from redis.client import Pipeline
-from rq import Callback, Queue, Retry
+from rq import Callback, Queue, Retry, Worker
 from rq.exceptions import NoSuchJobError
 from rq.job import Job, JobStatus
-from rq.registry import ScheduledJobRegistry, StartedJobRegistry
+from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
 QUEUE_NAME = "vlm-training"
@@ -110,6 +110,25 @@ class LiveJob:
     progress: dict[str, Any]
     problem: str
     follow_up: bool
+
+
+@dataclass(frozen=True)
+class QueueCounts:
+    """How many jobs of each state RQ has, and how many workers.
+
+    Attributes:
+        queued: wait for a worker.
+        running: are being worked on.
+        retrying: have failed and wait for their next attempt.
+        failed: have failed for good, of the last 30 days.
+        workers: are signed on.
+    """
+
+    queued: int
+    running: int
+    retrying: int
+    failed: int
+    workers: int
 
 
 @dataclass(frozen=True)
@@ -258,6 +277,20 @@ class TrainingQueue:
             *ScheduledJobRegistry(queue=self.rq).get_job_ids(cleanup=False),
         ]
         return [live for job_id in dict.fromkeys(ids) if (live := self._live(job_id)) is not None]
+
+    def ping(self) -> None:
+        """Whether Redis answers; raises redis.RedisError where it does not."""
+        self._redis.ping()
+
+    def counts(self) -> QueueCounts:
+        """How many jobs there are, without looking at each."""
+        return QueueCounts(
+            queued=self.rq.count,
+            running=StartedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
+            retrying=ScheduledJobRegistry(queue=self.rq).get_job_count(cleanup=False),
+            failed=FailedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
+            workers=Worker.count(queue=self.rq),
+        )
 
     def announce_version(self, project_id: int, number: int) -> None:
         """Tell whoever listens that another version serves the project. A notice that nobody hears is lost."""

@@ -45,7 +45,7 @@ def run_server(settings: Settings, *, with_worker: bool = False) -> int:
             file=sys.stderr,
         )
         return 1
-    configure_logging(settings.log_level)
+    configure_logging(settings.log_level, settings.log_format, secrets=settings.secrets)
     config = uvicorn.Config(
         create_app(settings),
         log_config=None,  # ours, set above

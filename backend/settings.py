@@ -10,6 +10,7 @@ and never shows the value of a secret.
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
@@ -23,6 +24,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 DEFAULT_CHECKPOINT = "CIDAS/clipseg-rd64-refined"
 _MIB = 1024 * 1024
+_SHORTEST_SECRET = 8
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 
 
@@ -131,6 +133,11 @@ class Settings(BaseSettings):
     )
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = Field(
         "INFO", validation_alias=AliasChoices("LOG_LEVEL"), description="Least severe level that is logged."
+    )
+    log_format: Literal["text", "json"] = Field(
+        "text",
+        validation_alias=AliasChoices("VLM_LOG_FORMAT"),
+        description="Lines of the log: text (key=value), or json (one object a line, for a collector).",
     )
 
     # Label Studio -----------------------------------------------------------------------------------------
@@ -296,6 +303,16 @@ class Settings(BaseSettings):
         if self.basic_auth_user is None or self.basic_auth_pass is None:
             return None
         return self.basic_auth_user, self.basic_auth_pass.get_secret_value()
+
+    @property
+    def secrets(self) -> frozenset[str]:
+        """All that must not be in a log, in clear. Short ones are left out: they would be found in any word."""
+        held = [self.basic_auth_pass, self.webhook_secret, self.label_studio_api_key]
+        texts = [secret.get_secret_value() for secret in held if secret is not None]
+        texts.append(urlsplit(self.redis_url or "").password or "")
+        if self.basic_auth is not None:
+            texts.append(base64.b64encode(":".join(self.basic_auth).encode()).decode())
+        return frozenset(text for text in texts if len(text) >= _SHORTEST_SECRET)
 
     @property
     def label_studio_token(self) -> str | None:

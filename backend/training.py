@@ -14,7 +14,7 @@ from typing import TypeVar
 import redis
 
 from backend.api.handlers import QueueUnavailableError
-from backend.queue import LiveJob, RequestOutcome, TrainingQueue
+from backend.queue import LiveJob, QueueCounts, RequestOutcome, TrainingQueue
 from vlm_core.errors import VLMError
 
 log = logging.getLogger(__name__)
@@ -54,6 +54,22 @@ class TrainingLink:
             QueueUnavailableError: Redis is down.
         """
         return self._call(lambda queue: queue.jobs())
+
+    def ping(self) -> None:
+        """Whether the queue is there.
+
+        Raises:
+            QueueUnavailableError: it is not.
+        """
+        self._call(lambda queue: queue.ping())
+
+    def counts(self) -> QueueCounts:
+        """How many jobs and workers there are.
+
+        Raises:
+            QueueUnavailableError: Redis is down.
+        """
+        return self._call(lambda queue: queue.counts())
 
     def _call(self, work: Callable[[TrainingQueue], _T]) -> _T:
         try:

@@ -1,4 +1,4 @@
-"""Who may call: Basic auth on every route but `/health`; webhooks may carry a secret instead.
+"""Who may call: Basic auth on every route but `/health` and `/ready`; webhooks may carry a secret instead.
 
 Label Studio sends Basic auth with its calls to a backend (health, setup, predict, "Start Training"), but its
 webhooks carry only the headers that were stored with them. `vlm connect` stores the secret there. So:
@@ -37,6 +37,10 @@ class Gate:
             None if settings.webhook_secret is None else _digest(settings.webhook_secret.get_secret_value().encode())
         )
 
+    def passes(self, authorization: str | None) -> bool:
+        """Whether a call carries the credentials that this server asks for; true where it asks for none."""
+        return self._basic is None or self._is_basic(authorization)
+
     def check(self, authorization: str | None) -> None:
         """Let a call pass that is not a webhook.
 
@@ -46,7 +50,7 @@ class Gate:
         Raises:
             UnauthorisedError: it lacks the credentials that this server asks for.
         """
-        if self._basic is None or self._is_basic(authorization):
+        if self.passes(authorization):
             return
         raise UnauthorisedError(
             "wrong user or password: write BASIC_AUTH_USER and BASIC_AUTH_PASS of this server into the model's "

@@ -26,10 +26,12 @@ from backend.api.schemas import (
     project_of_event,
 )
 from backend.label_studio.config import LabelConfigError, PredictionPlan
+from backend.metrics import OTHER, Metrics
 from backend.model_store import ModelLoadingError, ModelStore, ModelUnavailableError
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import Deadline, Predictor, servable_controls
-from backend.queue import LiveJob, RequestOutcome
+from backend.queue import LiveJob, QueueCounts, RequestOutcome
+from backend.readiness import Readiness
 from backend.versions import VersionError, VersionStore
 
 log = logging.getLogger(__name__)
@@ -39,6 +41,20 @@ TRAINING_EVENTS = frozenset(
     {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED", START_TRAINING}
 )
 """Events after which there is something to learn; all others are acknowledged."""
+
+OTHER_EVENTS = frozenset(
+    {
+        "PROJECT_CREATED",
+        "PROJECT_UPDATED",
+        "PROJECT_DELETED",
+        "TASKS_CREATED",
+        "TASKS_DELETED",
+        "LABEL_LINK_CREATED",
+        "LABEL_LINK_UPDATED",
+        "LABEL_LINK_DELETED",
+    }
+)
+"""What Label Studio sends besides, where a webhook asks for all events."""
 
 
 class QueueUnavailableError(Exception):
@@ -61,6 +77,12 @@ class Training(Protocol):
 
     def jobs(self) -> list[LiveJob]:
         """Jobs that wait or run."""
+
+    def ping(self) -> None:
+        """Whether it is there."""
+
+    def counts(self) -> QueueCounts:
+        """How many jobs and workers there are."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +113,8 @@ class Handlers:
         extra_params: ExtraParams,
         training: Training,
         activity: Activity,
+        readiness: Readiness,
+        metrics: Metrics,
     ) -> None:
         """Starts nothing."""
         self._store = store
@@ -100,12 +124,29 @@ class Handlers:
         self._extra_params = extra_params
         self._training = training
         self._activity = activity
+        self._readiness = readiness
+        self._metrics = metrics
         self._started = time.time()
         self._served: dict[int, str] = {}
 
     def health(self) -> Reply:
         """That the server runs, and where loading the model stands. Never waits for anything."""
         return Reply({"status": "UP", "model": self._store.state.status})
+
+    def ready(self, *, details: bool) -> Reply:
+        """Whether predictions are answered, 503 where not; with `details` the state of each part and the reasons."""
+        found = self._readiness.ready()
+        body: dict[str, Any] = {"status": found.status}
+        if details:
+            body["parts"] = {
+                part.name: {"state": part.state, "reason": part.reason, "needed_to_predict": part.needed}
+                for part in found.parts
+            }
+        return Reply(body, status=503 if found.status == "not ready" else 200)
+
+    def metrics(self, accept: str) -> tuple[bytes, str]:
+        """What was counted, and its media type; `accept` is the header."""
+        return self._metrics.exposition(accept)
 
     def setup(self, body: bytes) -> Reply:
         """The name of the version that serves the project.
@@ -179,14 +220,14 @@ class Handlers:
         """
         action = request.action
         if action not in TRAINING_EVENTS:
-            return _ignored(action)
+            return self._ignored(action)
         project_id = project_of_event(request)
         notes = {"action": action, "project": project_id}
         try:
             outcome = self._training.request_training(project_id, reason=action)
         except QueueUnavailableError as error:
             return self.webhook_unqueued(request, error.public)
-        self._activity.event(project_id, action, outcome.state)
+        self._event(project_id, action, outcome.state)
         return Reply(
             {"status": outcome.state, "job": outcome.job_id},
             status=201 if outcome.state == "queued" else 200,
@@ -200,9 +241,9 @@ class Handlers:
             UnavailableError: START_TRAINING.
         """
         if request.action not in TRAINING_EVENTS:
-            return _ignored(request.action)
+            return self._ignored(request.action)
         project_id = project_of_event(request)
-        self._activity.event(project_id, request.action, "not queued")
+        self._event(project_id, request.action, "not queued")
         self._activity.error(project_id, "webhook", reason)
         if request.action == START_TRAINING:
             raise UnavailableError(f"no training was queued: {reason}")
@@ -279,6 +320,14 @@ class Handlers:
         self._served[project_id] = version
         self._activity.served(project_id, version)
 
+    def _event(self, project_id: int, action: str, outcome: str) -> None:
+        self._activity.event(project_id, action, outcome)
+        self._metrics.event(action, outcome)
+
+    def _ignored(self, action: str) -> Reply:
+        self._metrics.event(action if action in OTHER_EVENTS else OTHER, "ignored")
+        return Reply({"status": "ignored", "action": action}, notes={"action": action})
+
     def _left_alone(self, plan: PredictionPlan) -> list[dict[str, str]]:
         """What of the config is not predicted, and why."""
         left = [{"name": item.name, "tag": item.tag, "reason": item.reason} for item in plan.ignored]
@@ -287,10 +336,6 @@ class Handlers:
         reason = f"the model {model.name} ranks tags but gives no masks"
         left += [{"name": c.from_name, "tag": c.kind, "reason": reason} for c in plan.controls if c not in servable]
         return left
-
-
-def _ignored(action: str) -> Reply:
-    return Reply({"status": "ignored", "action": action}, notes={"action": action})
 
 
 def _project(known: ProjectActivity) -> dict[str, Any]:

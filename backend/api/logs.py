@@ -1,4 +1,7 @@
-"""One line per request, and the last net for errors. No payload, token, query or header is ever logged."""
+"""One line and one measurement per request, and the last net for errors.
+
+No payload, token, query or header is ever logged.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,6 @@ import time
 import uuid
 from collections.abc import Mapping, MutableMapping
 from typing import Any
-from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -16,11 +18,15 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from backend.api.errors import ApiError
+from backend.logs import Line
+from backend.metrics import OTHER, Metrics
 
 log = logging.getLogger("backend.request")
 
 _NOTES = "vlm.notes"
 _MAX_PATH_CHARS = 80
+_OFTEN = ("/", "/health", "/ready", "/metrics")
+"""Asked every few seconds by machines: told at DEBUG while all is well."""
 
 
 def note(scope: MutableMapping[str, Any], notes: Mapping[str, object]) -> None:
@@ -42,14 +48,15 @@ async def http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 class RequestLog:
-    """ASGI middleware: one `key=value` line per request, with its time.
+    """ASGI middleware: one line of the log and one measurement per request.
 
     What no handler foresaw becomes a 500 with a reference, under which the traceback stands in the log.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        """Wrap an app."""
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        """Wrap an app; count in `metrics`."""
         self._app = app
+        self._metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one request."""
@@ -67,13 +74,14 @@ class RequestLog:
             await send(message)
 
         try:
-            await self._app(scope, receive, watch)
+            with self._metrics.in_progress():
+                await self._app(scope, receive, watch)
         except ClientDisconnect:
             note(scope, {"error": "client-gone"})
         except Exception:
             reference = uuid.uuid4().hex[:8]
             note(scope, {"reference": reference})
-            log.exception("reference=%s", reference)
+            log.exception(Line("unexpected error", reference=reference))
             if not status:
                 content = {"error": f"an unexpected error; the server's log has the details under {reference}"}
                 await JSONResponse(content, 500)(scope, receive, watch)
@@ -81,12 +89,10 @@ class RequestLog:
             self._write(scope, status, time.monotonic() - started)
 
     def _write(self, scope: Scope, status: int, seconds: float) -> None:
-        # Quoted, so that a path cannot fake a line of its own.
-        path = quote(scope["path"][:_MAX_PATH_CHARS], safe="/-_.")
+        # The template of the route that was found: a path of the client's choice would be a label of its own.
+        route = getattr(scope.get("route"), "path", OTHER)
+        self._metrics.request(route, status, seconds)
+        path = scope["path"][:_MAX_PATH_CHARS]
+        level = logging.DEBUG if path in _OFTEN and status == 200 else logging.INFO
         fields = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds)}
-        level = logging.DEBUG if path in ("/", "/health") and status == 200 else logging.INFO
-        log.log(level, " ".join(f"{name}={_value(value)}" for name, value in {**fields, **scope[_NOTES]}.items()))
-
-
-def _value(value: object) -> str:
-    return quote(str(value), safe="/-_.:+")
+        log.log(level, Line("request", **{**fields, **scope[_NOTES]}))

@@ -1,6 +1,6 @@
 """The routes: credentials, body, the handler in a thread, the reply. Facts: Label Studio's ML backend protocol.
 
-Predictions have threads of their own, so that they never keep `/setup` and `/webhook` waiting.
+Predictions and probes have threads of their own, so that they never keep `/setup` and `/webhook` waiting.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ WEBHOOK_LIMIT_S = 0.7
 """Label Studio waits one second for a webhook, inside the annotator's submit, and does not try again."""
 
 PREDICT_THREADS = 16
+PROBE_THREADS = 4
+"""Of those who watch the server: they wait for Redis and Label Studio, and must keep nobody else waiting."""
 
 
 def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predict_deadline_s: float) -> APIRouter:
@@ -36,11 +38,25 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
     """
     router = APIRouter()
     predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
+    probe_threads = anyio.CapacityLimiter(PROBE_THREADS)
 
     @router.api_route("/health", methods=["GET", "HEAD"])
     @router.api_route("/", methods=["GET", "HEAD"])
     async def health(request: Request) -> Response:
         return _respond(request, handlers.health())
+
+    @router.get("/ready")
+    async def ready(request: Request) -> Response:
+        # A balancer's probe can carry no credentials: it needs the status only.
+        details = gate.passes(request.headers.get("authorization"))
+        return await _in_thread(request, lambda: handlers.ready(details=details), probe_threads)
+
+    @router.get("/metrics")
+    async def metrics(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        accept = request.headers.get("accept", "")
+        content, media_type = await anyio.to_thread.run_sync(lambda: handlers.metrics(accept), limiter=probe_threads)
+        return Response(content, media_type=media_type)
 
     @router.post("/setup")
     async def setup(request: Request) -> Response:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from backend.api.handlers import QueueUnavailableError
 from backend.label_studio.images import ImageUnavailableError
-from backend.queue import LiveJob, RequestOutcome
+from backend.queue import LiveJob, QueueCounts, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
 from vlm_core.tags import TagCalibration
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore
@@ -152,9 +152,16 @@ class MemoryTraining:
         return RequestOutcome(f"train-p{project_id}-1", "queued" if first else "already queued")
 
     def jobs(self) -> list[LiveJob]:
+        self.ping()
+        return []
+
+    def ping(self) -> None:
         if self.down:
             raise QueueUnavailableError
-        return []
+
+    def counts(self) -> QueueCounts:
+        self.ping()
+        return QueueCounts(queued=len(self.requests), running=0, retrying=0, failed=0, workers=1)
 
 
 def squares(size_hw: tuple[int, int] = (60, 120)) -> Image.Image:
