@@ -120,7 +120,8 @@ def _oval(draw: ImageDraw.ImageDraw, part: RunMask, _: Logits, colour: Colour) -
 
 def _point(draw: ImageDraw.ImageDraw, part: RunMask, logits: Logits, colour: Colour) -> None:
     """The part's most certain point."""
-    y, x = np.unravel_index(np.where(part.to_array(), logits, -np.inf).argmax(), logits.shape)
+    best = int(np.where(part.to_array(), logits, -np.inf).argmax())
+    y, x = divmod(best, logits.shape[1])
     draw.ellipse((x - 7, y - 7, x + 7, y + 7), fill=colour, outline=PAPER, width=2)
 
 
