@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 import vlm_core
 from vlm_core.demo.drawing import COLOURS
-from vlm_core.demo.gallery import BAR, FIRST_SEED, GAP, INK, PAPER, SOFT, TILE, Colour, fitted, font, save
+from vlm_core.demo.gallery import BAR, FIRST_SEED, GAP, INK, PAPER, TILE, Colour, fitted, font, save
 from vlm_core.demo.scenes import Scene, generate_scene
 from vlm_core.masks import upsample_logits
 from vlm_core.model import Model
@@ -31,7 +31,7 @@ Answers = Sequence[tuple[str, float]]
 
 _LEAST_PX = 64
 _LINE = 3
-_LABELS: Mapping[str, Colour] = {"circle": (255, 20, 147), "square": (0, 170, 220), "triangle": (60, 170, 0)}
+_LABELS: Mapping[str, Colour] = {"heart": (255, 20, 147), "square": (0, 170, 220), "triangle": (60, 170, 0)}
 _KINDS = {"a square": ("angular", "a square"), "a circle": ("round", "a circle"), "a heart": ("round", "a heart")}
 
 
@@ -44,17 +44,7 @@ def draw_pictures(model: Model, scenes: Sequence[Scene]) -> Iterator[tuple[str, 
     """
     for name, draw in _SHAPES.items():
         yield name, _row([_drawn(model, scene, _prompts(), draw) for scene in scenes], caption=tuple(_LABELS))
-    without = [Prompt(["circle"], not_texts=["striped circle"])]
-    plain = [_drawn(model, scene, [Prompt(["circle"])], _paint) for scene in scenes]
-    yield (
-        "not-prompt",
-        _rows(
-            [
-                ("circle", plain),
-                ("circle, but not striped circle", [_drawn(model, scene, without, _paint) for scene in scenes]),
-            ]
-        ),
-    )
+    yield "not-prompt", _with_and_without(model, scenes)
     yield "prompt-from", _with_phrases(model, scenes)
     for name, answer in _ANSWERS.items():
         yield name, _row([_answered(scene.image, answer(model, scene)) for scene in scenes])
@@ -141,15 +131,18 @@ _SHAPES: Mapping[str, Draw] = {
 }
 
 
+def _with_and_without(model: Model, scenes: Sequence[Scene]) -> Image.Image:
+    """The first and the last scene, each with a label and with less of it."""
+    asked = {"square": Prompt(["square"]), "but not dotted square": Prompt(["square"], not_texts=["dotted square"])}
+    shown = [(title, scene, prompt) for scene in (scenes[0], scenes[-1]) for title, prompt in asked.items()]
+    return _titled([(title, _drawn(model, scene, [prompt], _paint)) for title, scene, prompt in shown])
+
+
 def _with_phrases(model: Model, scenes: Sequence[Scene]) -> Image.Image:
     """Each scene with the mask of a phrase of its own."""
     phrases = [max(scene.phrases(), key=lambda pair: len(pair[0].split()))[0] for scene in scenes]
-    tiles = [_drawn(model, scene, [Prompt([phrase])], _paint) for scene, phrase in zip(scenes, phrases, strict=True)]
-    page = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE + 24), PAPER)
-    for index, (tile, phrase) in enumerate(zip(tiles, phrases, strict=True)):
-        ImageDraw.Draw(page).text((index * (TILE + GAP), 2), phrase, fill=INK, font=font(13))
-        page.paste(tile, (index * (TILE + GAP), 24))
-    return page
+    shown = zip(phrases, scenes, strict=True)
+    return _titled([(phrase, _drawn(model, scene, [Prompt([phrase])], _paint)) for phrase, scene in shown])
 
 
 # Answers --------------------------------------------------------------------------------------------------------------
@@ -229,13 +222,12 @@ def _row(tiles: Sequence[Image.Image], caption: Sequence[str] = ()) -> Image.Ima
     return page
 
 
-def _rows(rows: Sequence[tuple[str, Sequence[Image.Image]]]) -> Image.Image:
-    """Rows of tiles, each under its own title."""
-    height = TILE + 24
-    page = Image.new("RGB", (len(rows[0][1]) * (TILE + GAP) - GAP, height * len(rows)), PAPER)
-    for number, (title, tiles) in enumerate(rows):
-        ImageDraw.Draw(page).text((0, number * height + 3), title, fill=SOFT, font=font(13))
-        page.paste(_row(tiles), (0, number * height + 22))
+def _titled(tiles: Sequence[tuple[str, Image.Image]]) -> Image.Image:
+    """Tiles side by side, each under its own title."""
+    page = Image.new("RGB", (len(tiles) * (TILE + GAP) - GAP, TILE + 22), PAPER)
+    page.paste(_row([tile for _, tile in tiles]), (0, 22))
+    for index, (title, _) in enumerate(tiles):
+        ImageDraw.Draw(page).text((index * (TILE + GAP), 2), title, fill=INK, font=font(13))
     return page
 
 

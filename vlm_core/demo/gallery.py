@@ -23,7 +23,7 @@ from vlm_core.model import Model
 FIRST_SEED = 2_000_000
 TILE = 170
 GAP = 14
-INK, SOFT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
+INK, _SOFT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
 _RIGHT, _WRONG, BAR = (26, 127, 55), (207, 34, 46), (221, 244, 255)
 _MASK = (255, 0, 128)
 _THRESHOLD = 0.5
@@ -109,7 +109,7 @@ def draw_matching(cards: Sequence[Matching]) -> Image.Image:
         for rank, (description, probability) in enumerate(card.ranked):
             top = y + 4 + rank * 42
             draw.rectangle((left, top, left + round(text_width * probability), top + 36), fill=BAR)
-            colour = SOFT
+            colour = _SOFT
             if description == card.right:
                 colour = _RIGHT
             elif rank == 0:
@@ -129,7 +129,7 @@ def draw_referring(rows: Sequence[Referring]) -> Image.Image:
     for column in range(columns):
         for index, title in enumerate(("picture", "predicted", "true")):
             left = GAP + column * width + index * (TILE + 4)
-            draw.text((left, 6), title, fill=SOFT, font=font(13))
+            draw.text((left, 6), title, fill=_SOFT, font=font(13))
     for index, row in enumerate(rows):
         x, y = GAP + (index % columns) * width, head + (index // columns) * height
         agreement = iou(row.predicted, row.true)
