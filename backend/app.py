@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,6 +16,7 @@ from backend.api.auth import Gate
 from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, QueueUnavailableError, Training
 from backend.api.logs import RequestLog, api_error, http_error
+from backend.api.openapi import document
 from backend.api.routes import make_router
 from backend.decoding import decode_label
 from backend.disk_cache import DiskCache
@@ -94,8 +96,9 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         store.close()
         activity.close()
 
-    # No interactive documentation: it would be the only page without credentials.
+    # FastAPI's own pages would need no credentials; `/openapi.json` is a route of ours, which does.
     app = FastAPI(title="label-studio-vlm-backend", lifespan=lifespan, openapi_url=None)
+    app.openapi = functools.cache(lambda: document(app))  # type: ignore[method-assign]
     app.include_router(
         make_router(
             handlers,

@@ -22,7 +22,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from backend.api.handlers import START_TRAINING, TRAINING_EVENTS, QueueUnavailableError
+from backend.api.events import START_TRAINING, TRAINING_EVENTS
+from backend.api.handlers import QueueUnavailableError
 from backend.api.schemas import project_id_of
 from backend.label_studio.config import LabelConfigError, parse_label_config
 from backend.settings import load_settings

@@ -23,6 +23,12 @@ from backend.settings import Settings
 
 SECRET_HEADER = "X-VLM-Webhook-Secret"
 
+BASIC, SECRET = "basic", "webhookSecret"
+"""What the OpenAPI document calls the two kinds of credentials."""
+
+Security = list[dict[str, list[str]]]
+"""Ways to be let in, as OpenAPI says it; an empty dictionary is "without any", an empty list "nothing is asked"."""
+
 
 class Gate:
     """Checks credentials in constant time."""
@@ -36,6 +42,18 @@ class Gate:
         self._secret = (
             None if settings.webhook_secret is None else _digest(settings.webhook_secret.get_secret_value().encode())
         )
+
+    @property
+    def security(self) -> Security:
+        """What a call that is not a webhook needs."""
+        return [] if self._basic is None else [{BASIC: []}]
+
+    @property
+    def webhook_security(self) -> Security:
+        """What a webhook needs."""
+        if self._basic is None:
+            return [] if self._secret is None else [{}, {SECRET: []}]  # the button comes without the secret
+        return [{BASIC: []}] if self._secret is None else [{BASIC: []}, {SECRET: []}]
 
     def passes(self, authorization: str | None) -> bool:
         """Whether a call carries the credentials that this server asks for; true where it asks for none."""

@@ -18,6 +18,7 @@ from pydantic import BaseModel
 
 from backend.activity import Activity, ProjectActivity
 from backend.api.errors import UnavailableError
+from backend.api.events import OTHER_EVENTS, START_TRAINING, TRAINING_EVENTS
 from backend.api.schemas import (
     PredictRequest,
     SetupRequest,
@@ -35,26 +36,6 @@ from backend.readiness import Readiness
 from backend.versions import VersionError, VersionStore
 
 log = logging.getLogger(__name__)
-
-START_TRAINING = "START_TRAINING"
-TRAINING_EVENTS = frozenset(
-    {"ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED", START_TRAINING}
-)
-"""Events after which there is something to learn; all others are acknowledged."""
-
-OTHER_EVENTS = frozenset(
-    {
-        "PROJECT_CREATED",
-        "PROJECT_UPDATED",
-        "PROJECT_DELETED",
-        "TASKS_CREATED",
-        "TASKS_DELETED",
-        "LABEL_LINK_CREATED",
-        "LABEL_LINK_UPDATED",
-        "LABEL_LINK_DELETED",
-    }
-)
-"""What Label Studio sends besides, where a webhook asks for all events."""
 
 
 class QueueUnavailableError(Exception):

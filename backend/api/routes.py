@@ -16,7 +16,24 @@ from backend.api.auth import SECRET_HEADER, Gate
 from backend.api.errors import InvalidRequestError, TooLargeError
 from backend.api.handlers import Handlers, Reply
 from backend.api.logs import note
-from backend.api.schemas import WebhookRequest, parse
+from backend.api.openapi import operation
+from backend.api.replies import (
+    HealthReply,
+    PredictReply,
+    ReadyReply,
+    SetupReply,
+    StatusReply,
+    VersionsReply,
+    WebhookReply,
+)
+from backend.api.schemas import (
+    PROJECT_PARAMETER,
+    PredictRequest,
+    SetupRequest,
+    WebhookRequest,
+    parse,
+    project_id_of,
+)
 from backend.predictor import Deadline
 
 WEBHOOK_LIMIT_S = 0.7
@@ -40,39 +57,62 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
     predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
     probe_threads = anyio.CapacityLimiter(PROBE_THREADS)
 
-    @router.api_route("/health", methods=["GET", "HEAD"])
-    @router.api_route("/", methods=["GET", "HEAD"])
-    async def health(request: Request) -> Response:
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def root(request: Request) -> Response:
         return _respond(request, handlers.health())
 
-    @router.get("/ready")
+    @router.head("/health", **operation(HealthReply))
+    @router.get("/health", **operation(HealthReply))
+    async def health(request: Request) -> Response:
+        """Whether the server runs. Label Studio asks before everything else."""
+        return _respond(request, handlers.health())
+
+    @router.get("/ready", **operation(ReadyReply, also={503: ReadyReply}))
     async def ready(request: Request) -> Response:
+        """Whether predictions are answered; 503 where not. Who has credentials is told the state of each part."""
         # A balancer's probe can carry no credentials: it needs the status only.
         details = gate.passes(request.headers.get("authorization"))
         return await _in_thread(request, lambda: handlers.ready(details=details), probe_threads)
 
-    @router.get("/metrics")
+    @router.get("/metrics", include_in_schema=False)
     async def metrics(request: Request) -> Response:
         gate.check(request.headers.get("authorization"))
         accept = request.headers.get("accept", "")
         content, media_type = await anyio.to_thread.run_sync(lambda: handlers.metrics(accept), limiter=probe_threads)
         return Response(content, media_type=media_type)
 
-    @router.post("/setup")
+    @router.get("/openapi.json", include_in_schema=False)
+    async def openapi(request: Request) -> Response:
+        gate.check(request.headers.get("authorization"))
+        return _respond(request, Reply(request.app.openapi()))
+
+    @router.post("/setup", **operation(SetupReply, takes=SetupRequest, errors=[503], security=gate.security))
     async def setup(request: Request) -> Response:
+        """The name of the version that serves a project. Label Studio asks before it retrieves predictions."""
         gate.check(request.headers.get("authorization"))
         body = await _body(request, request_max_bytes)
         return await _in_thread(request, lambda: handlers.setup(body))
 
-    @router.post("/predict")
+    @router.post("/predict", **operation(PredictReply, takes=PredictRequest, security=gate.security))
     async def predict(request: Request) -> Response:
+        """A prediction for each task, or the reason why it has none."""
         gate.check(request.headers.get("authorization"))
         deadline = Deadline(predict_deadline_s)  # from here on: waiting for a thread is waiting too
         body = await _body(request, request_max_bytes)
         return await _in_thread(request, lambda: handlers.predict(body, deadline), predict_threads)
 
-    @router.post("/webhook")
+    @router.post(
+        "/webhook",
+        **operation(
+            WebhookReply,
+            takes=WebhookRequest,
+            also={201: WebhookReply},
+            errors=[503],
+            security=gate.webhook_security,
+        ),
+    )
     async def webhook(request: Request) -> Response:
+        """An event of a project. Those after which there is something to learn ask for a training."""
         authorization, secret = request.headers.get("authorization"), request.headers.get(SECRET_HEADER)
         gate.check_webhook(authorization, secret)
         body = await _body(request, request_max_bytes)
@@ -82,14 +122,19 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
             return await _in_thread(request, lambda: handlers.webhook(event), abandon=True)
         return _respond(request, handlers.webhook_unqueued(event, "the job queue (Redis) did not answer in time"))
 
-    @router.get("/versions")
+    @router.get(
+        "/versions",
+        **operation(VersionsReply, query={"project": PROJECT_PARAMETER}, errors=[422, 503], security=gate.security),
+    )
     async def versions(request: Request) -> Response:
+        """Names of the versions that serve now; with `project`, that project's versions."""
         gate.check(request.headers.get("authorization"))
         project = _project_parameter(request)
         return await _in_thread(request, lambda: handlers.versions(project))
 
-    @router.get("/status")
+    @router.get("/status", **operation(StatusReply, security=gate.security))
     async def status(request: Request) -> Response:
+        """Where everything stands: model, queue, and what last happened to each project."""
         gate.check(request.headers.get("authorization"))
         return await _in_thread(request, handlers.status)
 
@@ -125,10 +170,10 @@ def _project_parameter(request: Request) -> int | None:
     text = request.query_params.get("project")
     if text is None:
         return None
-    head = text.partition(".")[0]
-    if not (head.isascii() and head.isdecimal() and 0 < len(head) < 19 and int(head) > 0):
-        raise InvalidRequestError("project: must be a project's id, like /versions?project=1")
-    return int(head)
+    try:
+        return project_id_of(text)
+    except ValueError:
+        raise InvalidRequestError("project: must be a project's id, like /versions?project=1") from None
 
 
 def _respond(request: Request, reply: Reply) -> Response:

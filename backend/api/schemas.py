@@ -6,15 +6,27 @@ Only what is read is named; everything else passes unread, since Label Studio se
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, StrictStr, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StrictStr,
+    ValidationError,
+    WithJsonSchema,
+)
 
 from backend.api.errors import BadRequestError, InvalidRequestError
+from backend.api.events import TRAINING_EVENTS
 
 Request = TypeVar("Request", bound="_Request")
 
 _LARGEST_ID = 2**63 - 1
+_PROJECT_TEXT = re.compile(r"([1-9][0-9]{0,17})(\.[0-9]*)?")
 
 
 def project_id_of(value: object) -> int:
@@ -25,9 +37,10 @@ def project_id_of(value: object) -> int:
     """
     if isinstance(value, dict):
         value = value.get("id")
-    if isinstance(value, str):
-        head = value.partition(".")[0]
-        value = int(head) if head.isascii() and head.isdecimal() and len(head) < 20 else value
+    if isinstance(value, str) and (head := _PROJECT_TEXT.fullmatch(value)):
+        value = int(head[1])
+    if isinstance(value, float) and value.is_integer():  # 7.0 is an integer to JSON
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= _LARGEST_ID:
         raise ValueError('a project is its id, "<id>.<created>" or an object with id')
     return value
@@ -39,7 +52,16 @@ def _has_text(value: str) -> str:
     return value
 
 
-ProjectId = Annotated[int, BeforeValidator(project_id_of)]
+PROJECT_PARAMETER: dict[str, Any] = {"type": "string", "pattern": r"^[1-9][0-9]{0,17}(\.[0-9]*)?$"}
+_ID_SCHEMA: dict[str, Any] = {
+    "anyOf": [{"type": "integer", "minimum": 1, "maximum": _LARGEST_ID}, PROJECT_PARAMETER],
+}
+_PROJECT_SCHEMA: dict[str, Any] = {
+    "anyOf": [*_ID_SCHEMA["anyOf"], {"type": "object", "properties": {"id": _ID_SCHEMA}, "required": ["id"]}],
+    "description": 'Its id, "<id>.<unix created>", or an object with id.',
+}
+
+ProjectId = Annotated[int, BeforeValidator(project_id_of), WithJsonSchema(_PROJECT_SCHEMA)]
 
 
 class _Request(BaseModel):
@@ -65,7 +87,7 @@ class PredictRequest(_Request):
 
     tasks: list[Any]  # each is checked on its own: a wrong one costs itself only
     project: ProjectId
-    label_config: Annotated[StrictStr, AfterValidator(_has_text)]
+    label_config: Annotated[StrictStr, AfterValidator(_has_text), Field(json_schema_extra={"pattern": r"\S"})]
     params: PredictParams | None = None
 
     @property
@@ -74,8 +96,20 @@ class PredictRequest(_Request):
         return None if self.params is None else self.params.context
 
 
+def _webhook_schema(schema: dict[str, Any]) -> None:
+    """Only events after which something is learned must name their project."""
+    training = sorted(TRAINING_EVENTS)
+    schema["required"] = ["action"]
+    schema["anyOf"] = [
+        {"properties": {"action": {"enum": training}, "project": _PROJECT_SCHEMA}, "required": ["project"]},
+        {"properties": {"action": {"type": "string", "minLength": 1, "maxLength": 100, "not": {"enum": training}}}},
+    ]
+
+
 class WebhookRequest(_Request):
     """`POST /webhook`. Annotations and tasks in it are not read: training reads them from Label Studio."""
+
+    model_config = ConfigDict(json_schema_extra=_webhook_schema)
 
     action: Annotated[StrictStr, Field(min_length=1, max_length=100)]
     project: Any = None
