@@ -27,6 +27,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,11 +73,13 @@ __all__ = [
     "TagHead",
     "VersionCorruptError",
     "VersionError",
+    "VersionName",
     "VersionNotFoundError",
     "VersionStore",
     "WeightsFile",
     "effective_threshold",
     "file_sha256",
+    "read_version_name",
     "version_hash",
     "version_name",
 ]
@@ -87,6 +90,9 @@ DEFAULT_THRESHOLD = 0.5
 _DIRECTORY = re.compile(r"[0-9]{3,}")
 _PROJECT = re.compile(r"[1-9][0-9]*")
 _BASE_NAME = re.compile(r"[A-Za-z0-9.-]+")
+_VERSION_NAME = re.compile(
+    r"(?P<base>[A-Za-z0-9.-]+)-p(?P<project>[1-9][0-9]*)-v(?P<number>[0-9]{3,})-(?P<hash>[0-9a-f]{8})"
+)
 
 
 class VersionStore:
@@ -320,6 +326,30 @@ def version_name(base: str, project_id: int, number: int, hash8: str) -> str:
     if not re.fullmatch(r"[0-9a-f]{8}", hash8):
         raise ValueError(f"hash {hash8!r}: must be 8 lower-case hexadecimal digits")
     return f"{base}-p{project_id}-v{number:03d}-{hash8}"
+
+
+@dataclass(frozen=True)
+class VersionName:
+    """The parts of a version's name; see `version_name`."""
+
+    base: str
+    project_id: int
+    number: int
+    hash8: str
+
+
+def read_version_name(name: str) -> VersionName | None:
+    """The parts of a name that `version_name` has made; None for any other.
+
+    >>> read_version_name("demo-p7-v003-0a1b2c3d")
+    VersionName(base='demo', project_id=7, number=3, hash8='0a1b2c3d')
+    """
+    found = _VERSION_NAME.fullmatch(name)
+    return (
+        None
+        if found is None
+        else VersionName(found["base"], int(found["project"]), int(found["number"]), found["hash"])
+    )
 
 
 def version_hash(

@@ -27,12 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.label_studio.annotation_masks import with_labels
 from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.prediction_plan import Shape
-from backend.label_studio.results import masks_from_results
-from backend.label_studio.truth import AREAS, BOXES, NOTHING_DRAWN, Vote, agreed, annotations_that_count, changed_at
+from backend.label_studio.truth import Vote, agreed, annotations_that_count, changed_at, read_drawing
 from training_jobs.label_history import LabelHistory
 
 BoolMask = NDArray[np.bool_]
@@ -175,7 +173,7 @@ def read_corrections(
     plan: PredictionPlan,
     history: LabelHistory,
     *,
-    on_task: Callable[[], None],
+    on_task: Callable[[Json, Sequence[Json]], None],
 ) -> Corrections:
     """Read a project's annotations and fetch their images.
 
@@ -185,7 +183,7 @@ def read_corrections(
         project_id: the project.
         plan: its labelling config.
         history: since when it has had each label.
-        on_task: called once a task, for progress and to give up.
+        on_task: called with each task and its annotations that count, before they are read; raises to give up.
 
     Raises:
         LabelStudioError: Label Studio does not answer, or refuses. One image that fails is counted instead.
@@ -194,9 +192,9 @@ def read_corrections(
     reader = _Reader(fetcher, project_id, plan, history, corrections)
     latest: dict[str, tuple[str, CorrectedImage]] = {}
     for task in client.tasks(project_id, only_annotated=True):
-        on_task()
         corrections.counts["tasks"] += 1
         annotations = _counting(task, corrections)
+        on_task(task, annotations)
         for control in _one_per_image(plan):
             found = reader.read(task, control, annotations)
             if found is None:
@@ -250,18 +248,18 @@ class _Reader:
                 self.corrections.failures.append((task_id, str(error)))
             return None
         labels = train_labels(self.plan, control.to_name)
+        learned = {item.name for item in labels}
         votes: list[Vote] = []
         ids: list[int] = []
         for annotation in annotations:
-            read = _read_masks(annotation["result"], self.plan, control.to_name, fetched.size_hw)
-            if read is None:
+            drawing = read_drawing(annotation["result"], self.plan, control.to_name, learned, fetched.size_hw)
+            if drawing is None:
                 counts["unreadable"] += 1
                 continue
-            masks, pointed = read
             changed = changed_at(annotation)
             could_choose = {item.name for item in labels if self.history.could_choose(item.name, changed)}
-            about = (could_choose - pointed) | set(masks)
-            votes.append(Vote(masks, frozenset(about)))
+            about = (could_choose - drawing.pointed) | set(drawing.masks)
+            votes.append(Vote(drawing.masks, frozenset(about)))
             ids.append(int(annotation["id"]))
             self.corrections.stamps[str(annotation["id"])] = changed
         about = {name for vote in votes for name in vote.about}
@@ -283,42 +281,3 @@ class _Reader:
             open=reopen,
         )
         return max(changed_at(annotation) for annotation in annotations), image
-
-
-def _read_masks(
-    result: Sequence[Json], plan: PredictionPlan, to_name: str, size_hw: tuple[int, int]
-) -> tuple[dict[str, BoolMask], set[str]] | None:
-    """The masks of one annotation, and the labels that it gives to points; None where a known area is unreadable."""
-    learned = {label.name for label in train_labels(plan, to_name)}
-    boxes: list[Json] = []
-    finer: list[Json] = []
-    pointed: set[str] = set()
-    for region in with_labels(result):
-        names = _labels_of(region, plan, to_name) & learned
-        if not names:
-            continue
-        kind = str(region.get("type"))
-        if kind in AREAS:
-            (boxes if kind in BOXES else finer).append(region)
-        else:
-            pointed |= names
-    masks: dict[str, BoolMask] = {}
-    for regions in (finer, boxes):
-        read = masks_from_results(regions, plan, to_name=to_name, size_hw=size_hw)
-        if any(region.reason != NOTHING_DRAWN for region in read.unread):
-            return None
-        masks = {**read.masks, **masks}
-    return {label: mask for label, mask in masks.items() if label in learned}, pointed
-
-
-def _labels_of(region: object, plan: PredictionPlan, to_name: str) -> set[str]:
-    """The labels of the plan that a region carries, as results name them."""
-    value = region.get("value") if isinstance(region, Mapping) and region.get("to_name") == to_name else None
-    if not isinstance(region, Mapping) or not isinstance(value, Mapping):
-        return set()
-    given = value.get(str(region.get("type"))) or value.get("labels")
-    controls = [item for item in plan.controls if item.to_name == to_name and item.shape is not None]
-    found = (
-        control.label_named(str(name)) for name in (given if isinstance(given, list) else []) for control in controls
-    )
-    return {label.label for label in found if label is not None}

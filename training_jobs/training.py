@@ -25,7 +25,8 @@ from backend.plans import ExtraParams
 from backend.settings import Settings
 from backend.versions import FencedError, StoredVersion, VersionStore
 from training_jobs import split
-from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, read_corrections, train_labels
+from training_jobs.acceptance import AcceptanceNotes, note_acceptance
+from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
 from training_jobs.fitting import FOLDS, Project, compare, cross_validate, encode_examples
@@ -114,10 +115,13 @@ def train_version(
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
     if not _names(plan):
+        note_acceptance(client, project_id, plan, settings.data_dir, lambda: report("reading annotations", 0.5, None))
         return Result("nothing to learn", "the labelling config has no label of masks, boxes or outlines to learn")
     report("reading corrections", 0.0, None)
     directory = store.project_dir(project_id)
-    corrections = _read_corrections(client, fetcher, project_id, plan, directory, report)
+    acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
+    corrections = _read_corrections(client, fetcher, project_id, plan, directory, report, acceptance)
+    acceptance.keep()
     counts, last = corrections.all_counts(), directory / "last_training.json"
     fingerprint = corrections.fingerprint(plan.hash_payload(), settings.checkpoint, config.model_dump(mode="json"))
     too_early = _too_early(corrections, last, fingerprint, settings.train_min_annotations, forced)
@@ -192,7 +196,13 @@ def _names(plan: PredictionPlan) -> set[str]:
 
 
 def _read_corrections(
-    client: Any, fetcher: ImageSource, project_id: int, plan: PredictionPlan, directory: Path, report: Report
+    client: Any,
+    fetcher: ImageSource,
+    project_id: int,
+    plan: PredictionPlan,
+    directory: Path,
+    report: Report,
+    acceptance: AcceptanceNotes,
 ) -> Corrections:
     """Read all annotations, and note which labels the config has now.
 
@@ -201,9 +211,12 @@ def _read_corrections(
     """
     names = _names(plan)
     history = label_history(directory / "labels.json", sorted(names))
-    corrections = read_corrections(
-        client, fetcher, project_id, plan, history, on_task=lambda: report("reading corrections", 0.02, None)
-    )
+
+    def on_task(task: Json, annotations: Sequence[Json]) -> None:
+        report("reading corrections", 0.02, None)
+        acceptance.see(task, annotations)
+
+    corrections = read_corrections(client, fetcher, project_id, plan, history, on_task=on_task)
     directory.mkdir(parents=True, exist_ok=True)
     keep_label_history(directory / "labels.json", history, corrections.newest)
     for task_id, reason in corrections.failures:

@@ -30,6 +30,7 @@ from backend.label_studio.errors import (
     LabelStudioForbiddenError,
     LabelStudioRejectedError,
 )
+from backend.versions import read_version_name
 
 SECRET_HEADER = "X-VLM-Webhook-Secret"
 WEBHOOK_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
@@ -374,7 +375,7 @@ def _header_of(hook: Json) -> str | None:
 
 
 def _is_version(title: str) -> bool:
-    return title == _FIRST_TITLE or re.search(r"-p\d+-v\d+-[0-9a-f]{8}$", title) is not None
+    return title == _FIRST_TITLE or read_version_name(title) is not None
 
 
 def _plain(text: str) -> str:

@@ -9,13 +9,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from backend.label_studio.annotation_masks import masks_from_results, with_labels
 from backend.label_studio.brush import Mask
+from backend.label_studio.config import PredictionPlan
 
 Json = dict[str, Any]
 
@@ -59,6 +61,72 @@ def annotations_that_count(task: Json, counts: Counter[str]) -> list[Json]:
         counts["superseded"] += len(found) - len(truth)
         found = truth
     return found
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """What one annotation or prediction has drawn on an image.
+
+    Attributes:
+        masks: per label bool (H, W); boxes only where the label has no finer region.
+        pointed: labels that it gives to points, which say where something is but not how far it reaches.
+    """
+
+    masks: Mapping[str, Mask]
+    pointed: frozenset[str]
+
+
+def read_drawing(
+    result: Sequence[Any],
+    plan: PredictionPlan,
+    to_name: str,
+    labels: Collection[str],
+    size_hw: tuple[int, int] | None = None,
+) -> Drawing | None:
+    """Read the regions of one image.
+
+    Args:
+        result: of an annotation or a prediction, as Label Studio stores it.
+        plan: the project's labels.
+        to_name: the image.
+        labels: those that count, as results name them.
+        size_hw: of the displayed image, px; None: as the regions state it.
+
+    Returns:
+        None where an area of one of the labels cannot be read.
+    """
+    boxes: list[Json] = []
+    finer: list[Json] = []
+    pointed: set[str] = set()
+    for region in with_labels(result):
+        names = _labels_of(region, plan, to_name) & set(labels)
+        if not names:
+            continue
+        kind = str(region.get("type"))
+        if kind in AREAS:
+            (boxes if kind in BOXES else finer).append(region)
+        else:
+            pointed |= names
+    masks: dict[str, Mask] = {}
+    for regions in (finer, boxes):
+        read = masks_from_results(regions, plan, to_name=to_name, size_hw=size_hw)
+        if any(region.reason != NOTHING_DRAWN for region in read.unread):
+            return None
+        masks = {**read.masks, **masks}
+    return Drawing({label: mask for label, mask in masks.items() if label in labels}, frozenset(pointed))
+
+
+def _labels_of(region: object, plan: PredictionPlan, to_name: str) -> set[str]:
+    """The labels of the plan that a region carries, as results name them."""
+    value = region.get("value") if isinstance(region, Mapping) and region.get("to_name") == to_name else None
+    if not isinstance(region, Mapping) or not isinstance(value, Mapping):
+        return set()
+    given = value.get(str(region.get("type"))) or value.get("labels")
+    controls = [item for item in plan.controls if item.to_name == to_name and item.shape is not None]
+    found = (
+        control.label_named(str(name)) for name in (given if isinstance(given, list) else []) for control in controls
+    )
+    return {label.label for label in found if label is not None}
 
 
 @dataclass(frozen=True)

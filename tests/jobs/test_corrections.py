@@ -34,7 +34,9 @@ def read(
         images = ImageConfig(cache_dir=tmp_path / "images", label_studio_url=label_studio.url)
         fetcher = ImageFetcher(images, client.authorization)
         history = LabelHistory(since or {})
-        return read_corrections(client, fetcher, 7, parse_label_config(config), history, on_task=lambda: None)
+        return read_corrections(
+            client, fetcher, 7, parse_label_config(config), history, on_task=lambda task, annotations: None
+        )
 
 
 def block(top: int, bottom: int) -> NDArray[np.bool_]:
