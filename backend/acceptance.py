@@ -282,11 +282,12 @@ def by_version(records: Iterable[Record]) -> dict[int, Tally]:
 
 @dataclass(frozen=True)
 class Period:
-    """What was annotated from `start` on, for `length`."""
+    """What was annotated from `start` on, for `length`: all of it, and per label as `by_label` gives it."""
 
     start: datetime
     length: timedelta
     tally: Tally
+    labels: dict[tuple[str, bool], Tally]
 
 
 PERIODS = (
@@ -316,12 +317,13 @@ def over_time(records: Sequence[Record], *, most: int = 24) -> list[Period]:
         if _slot(last, length) - _slot(first, length) < most:
             break
     begin = _slot(first, length)
-    periods = [
-        Period(_EPOCH + (begin + index) * length, length, Tally()) for index in range(_slot(last, length) - begin + 1)
-    ]
+    slots: list[list[Record]] = [[] for _ in range(_slot(last, length) - begin + 1)]
     for record in records:
-        periods[_slot(record.made_at, length) - begin].tally.count(record.labels)
-    return periods
+        slots[_slot(record.made_at, length) - begin].append(record)
+    return [
+        Period(_EPOCH + (begin + index) * length, length, overall(some), by_label(some))
+        for index, some in enumerate(slots)
+    ]
 
 
 _EPOCH = datetime(1970, 1, 5, tzinfo=UTC)  # a Monday, so that weeks begin with one

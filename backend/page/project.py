@@ -1,0 +1,244 @@
+"""The part of the page about one project: does the model help, what has been learned, what happened last."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+
+import htpy as h
+
+from backend.acceptance import Period, Tally, by_label, by_version, over_time, overall
+from backend.page import words
+from backend.page.charts import acceptance_chart, outcome_bar, sparkline
+from backend.page.views import Note, ProjectView, VersionView
+
+FEW = 10
+"""With fewer annotations than this the shares say little, and the page says so."""
+
+
+def project_card(project: ProjectView, now: datetime) -> h.Element:
+    """All about one project."""
+    return h.section(".card", id=f"project-{project.project_id}")[
+        h.div(".title")[
+            h.h2(dir="auto")[project.title or f"Project {project.project_id}"],
+            project.title and h.span(".soft.small")[f"project {project.project_id}"],
+        ],
+        h.div(".soft.small")[
+            words.version(project.serving).capitalize(),
+            " serves",
+            project.serving_name and [" as ", project.serving_name],
+        ],
+        project.problem and h.p(".alert.bad")[project.problem],
+        _acceptance(project, now),
+        _versions(project, now),
+        _happened(project, now),
+    ]
+
+
+def _acceptance(project: ProjectView, now: datetime) -> h.Node:
+    records = project.acceptance.records
+    if not any(record.labels for record in records):
+        return _nothing_accepted(project)
+    versions = by_version(records)
+    served = versions.get(project.serving, Tally())
+    shown, whose = (served, words.version(project.serving)) if served.images else (overall(records), "all versions")
+    base = versions.get(0) if project.serving and served.images else None
+    periods = over_time(records)
+    first_seen = [(number, _first(periods, number, project)) for number in versions]
+    afresh = sum(record.afresh for record in records)
+    return [
+        _tiles(shown, base),
+        h.p(".soft.small")[
+            f"What annotators made of the predictions of {whose}, in {words.count(shown.images, 'annotation')}.",
+            shown.images < FEW and " So few say little yet.",
+            afresh
+            and f" {afresh} of all {len(records)} annotations were drawn beside a prediction, not begun from it: these "
+            "seldom keep anything.",
+        ],
+        h.div(".columns")[
+            h.div[
+                h.h3["Over time"],
+                acceptance_chart(periods, first_seen),
+                h.ul(".legend")[
+                    h.li(".k")["kept"], h.li(".c")["changed"], h.li(".r")["removed"], h.li(".i")["mean IoU"]
+                ],
+            ],
+            h.div[h.h3["Per label, all versions"], _labels(project, periods)],
+        ],
+        project.acceptance.read_at is not None
+        and h.p(".soft.small")["Annotations were read ", words.ago(project.acceptance.read_at, now), "."],
+    ]
+
+
+def _nothing_accepted(project: ProjectView) -> h.Node:
+    known = project.acceptance
+    ask = (
+        "Retrieve predictions (in Label Studio select tasks, Actions > Retrieve Predictions), open a task, correct "
+        "what is wrong and submit."
+    )
+    if known.read_at is None:
+        said = "Nobody has corrected a prediction yet, or no worker has read it since."
+    elif known.records:
+        said = "Annotators and predictions agree that nothing is there: there is nothing to compare yet."
+    elif missing := known.left_out.get("no prediction"):
+        said = (
+            f"{words.count(missing, 'annotation')} so far, but none was made of a task that had a prediction of this "
+            "backend."
+        )
+    elif known.left_out:
+        said = (
+            f"{words.count(sum(known.left_out.values()), 'annotation')} so far, but none can be compared: made of "
+            "predictions in bulk, or not readable."
+        )
+    else:
+        said = "No annotation yet."
+    return _empty(h.p[h.strong["Does the model help? "], said], h.p(".small")[ask])
+
+
+def _tiles(tally: Tally, base: Tally | None) -> h.Node:
+    before = base is not None and base.images > 0
+    drawn = tally.kept + tally.changed + tally.added
+    missed = tally.added / drawn if drawn else None
+    base_drawn = base.kept + base.changed + base.added if base is not None else 0
+    return h.dl(".tiles")[
+        _tile(
+            "Kept as predicted",
+            words.percent(tally.kept_share),
+            f"{tally.kept} of {words.count(tally.predicted, 'label')}",
+            before and base is not None and f"base model {words.percent(base.kept_share)}",
+        ),
+        _tile(
+            "IoU with the annotation",
+            words.iou(tally.iou),
+            "1 is the same, 0 is none",
+            before and base is not None and f"base model {words.iou(base.iou)}",
+        ),
+        _tile(
+            "Missed",
+            words.percent(missed),
+            f"{tally.added} added by hand",
+            before and base is not None and base_drawn > 0 and f"base model {words.percent(base.added / base_drawn)}",
+        ),
+    ]
+
+
+def _tile(name: str, value: str, *below: h.Node) -> h.Node:
+    return h.div[h.dt[name], h.dd(".big")[value], [h.dd(".sub")[line] for line in below if line]]
+
+
+def _labels(project: ProjectView, periods: Sequence[Period]) -> h.Node:
+    rows = []
+    for (label, is_choice), tally in by_label(project.acceptance.records).items():
+        counts = [f"{n} {what}" for n, what in ((tally.changed, "changed"), (tally.removed, "removed")) if n]
+        counts += [f"{tally.added} added"] if tally.added else []
+        own = None if is_choice else sparkline(periods, label)
+        rows.append(
+            h.tr[
+                h.td[
+                    h.strong(dir="auto")[label],
+                    is_choice and [" ", h.span(".tag")["choice"]],
+                    outcome_bar(tally),
+                    h.span(".soft.small")[", ".join([f"{tally.kept} kept", *counts])],
+                ],
+                h.td(".n")[words.percent(tally.kept_share)],
+                h.td(".n")[words.iou(tally.iou)],
+                h.td(".wide")[own],
+            ]
+        )
+    return h.table[
+        h.thead[h.tr[h.th["Label"], h.th(".n")["Kept"], h.th(".n")["IoU"], h.th(".wide")["IoU over time"]]],
+        h.tbody[rows],
+    ]
+
+
+def _first(periods: Sequence[Period], version: int, project: ProjectView) -> int:
+    """The period in which predictions of a version were first corrected."""
+    first = min(record.made_at for record in project.acceptance.records if record.version == version)
+    return next(i for i, period in enumerate(periods) if first < period.start + period.length)
+
+
+def _versions(project: ProjectView, now: datetime) -> h.Node:
+    if not project.versions:
+        reason = project.last_training
+        return [
+            h.h3["Versions"],
+            h.p["Nothing has been learned yet: the base model serves."],
+            reason is not None and h.p(".soft.small")["The last training: ", _note(reason, now)],
+        ]
+    accepted = by_version(project.acceptance.records)
+    rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in reversed(project.versions)]
+    base = accepted.get(0)
+    rows.append(
+        h.tr[
+            h.td[h.strong["base model"], project.serving == 0 and [" ", h.span(".tag.good")["serves"]]],
+            h.td(".n")[words.NONE],
+            h.td(".n")[words.percent(base.kept_share if base else None)],
+            h.td(".n")[words.iou(base.iou if base else None)],
+        ]
+    )
+    return [
+        h.h3["Versions"],
+        h.table[
+            h.thead[h.tr[h.th["Version"], h.th(".n")["Gain"], h.th(".n")["Kept"], h.th(".n")["IoU"]]],
+            h.tbody[rows],
+        ],
+        h.p(".soft.small")[
+            "Gain: mean IoU more than the version before, on images that neither had learned from. It alone decides "
+            "whether a version serves. Kept and IoU: of each version's own predictions."
+        ],
+    ]
+
+
+def _version_row(version: VersionView, serving: int, tally: Tally | None, now: datetime) -> h.Node:
+    tag = h.span(".tag.good")["serves"] if version.number == serving else None
+    if not version.better:
+        tag = h.span(".tag")["not better"] if tag is None else tag
+    labels = [
+        f"{name} {words.iou(gain.before)} → {words.iou(gain.after)}"
+        for name, gain in version.labels.items()
+        if gain.before is not None or gain.after is not None
+    ]
+    return h.tr[
+        h.td[
+            h.strong[f"version {version.number}"],
+            " ",
+            tag,
+            h.div(".soft.small")[
+                words.ago(version.made_at, now),
+                version.images > 0 and f", compared on {words.count(version.images, 'image')}",
+            ],
+            h.div(".soft.small")[", ".join(labels) or version.reason],
+        ],
+        h.td(".n")[_gain(version.gain)],
+        h.td(".n")[words.percent(tally.kept_share if tally else None)],
+        h.td(".n")[words.iou(tally.iou if tally else None)],
+    ]
+
+
+def _happened(project: ProjectView, now: datetime) -> h.Node:
+    rows = [
+        ("Last event", project.last_event, "none since the server started"),
+        ("Last training", project.last_training, "none yet"),
+        ("Last error", project.last_error, "none"),
+    ]
+    return [
+        h.h3["What happened last"],
+        h.dl(".facts")[
+            [(h.dt[name], h.dd[_note(note, now) if note else h.span(".soft")[none]]) for name, note, none in rows]
+        ],
+    ]
+
+
+def _note(note: Note, now: datetime) -> h.Node:
+    return [note.at is not None and [words.ago(note.at, now), ": "], note.text]
+
+
+def _gain(value: float | None) -> h.Node:
+    if value is None:
+        return words.NONE
+    kind = "up" if value > 0.0005 else "down" if value < -0.0005 else ""
+    return h.span(class_=kind)[f"{value:+.3f}"]
+
+
+def _empty(*lines: h.Node) -> h.Element:
+    return h.div(".empty")[lines]
