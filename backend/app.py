@@ -25,8 +25,10 @@ from backend.label_studio.brush import encode_runs
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.label_studio.titles import ProjectTitles
 from backend.metrics import Metrics
 from backend.model_store import ModelStore, ServingModel, StoreState
+from backend.page.gather import PageSource
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import ImageSource, Predictor
 from backend.queue import TrainingQueue
@@ -86,6 +88,16 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         metrics=metrics,
     )
 
+    page = PageSource(
+        store=store,
+        versions=versions,
+        data_dir=settings.data_dir,
+        activity=activity,
+        training=training,
+        readiness=readiness,
+        titles=ProjectTitles(label_studio_client(settings)),
+    )
+
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         store.start()
@@ -103,6 +115,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         make_router(
             handlers,
             Gate(settings),
+            page,
             request_max_bytes=settings.request_max_bytes,
             predict_deadline_s=settings.predict_deadline_s,
         )
@@ -158,14 +171,18 @@ def prepare_masks() -> None:
     encode_runs(found.mask)
 
 
+def label_studio_client(settings: Settings) -> Callable[[], LabelStudioClient] | None:
+    """What makes a client of the settings' Label Studio; None where they name none, or no token."""
+    url, token = settings.label_studio_url, settings.label_studio_token
+    if url is None or token is None:
+        return None
+    return lambda: LabelStudioClient(url, token, timeout_s=settings.label_studio_timeout_s)
+
+
 def image_fetcher(settings: Settings) -> ImageFetcher:
     """The images' one way in, with the token for Label Studio where the settings have both."""
-    authorization = None
-    if settings.label_studio_url is not None and settings.label_studio_token is not None:
-        client = LabelStudioClient(
-            settings.label_studio_url, settings.label_studio_token, timeout_s=settings.label_studio_timeout_s
-        )
-        authorization = client.authorization
+    connect = label_studio_client(settings)
+    authorization = None if connect is None else connect().authorization
     return ImageFetcher(ImageConfig.from_settings(settings), authorization)
 
 

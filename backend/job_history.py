@@ -85,6 +85,11 @@ class JobHistory:
         for path in sorted(directory.glob("*.json"))[:-KEPT_PER_PROJECT]:
             path.unlink(missing_ok=True)
 
+    def latest(self, project_id: int) -> JobRecord | None:
+        """The job of a project that ended last; None where none has, or its file cannot be read."""
+        paths = sorted((self._projects / str(project_id) / "jobs").glob("[0-9]*.json"))
+        return _read(paths[-1]) if paths else None
+
     def list(self, project_id: int | None = None) -> list[JobRecord]:
         """Ended jobs, newest first; a file that cannot be read is logged and left out.
 
@@ -96,8 +101,15 @@ class JobHistory:
         for path in self._projects.glob(pattern):
             if not re.match(r"\d{8}T", path.name):
                 continue
-            try:
-                records.append(JobRecord.model_validate_json(path.read_bytes()))
-            except (OSError, ValidationError) as error:
-                log.warning("%s: not a job record (%s)", path, type(error).__name__)
+            record = _read(path)
+            if record is not None:
+                records.append(record)
         return sorted(records, key=lambda record: record.ended_at, reverse=True)
+
+
+def _read(path: Path) -> JobRecord | None:
+    try:
+        return JobRecord.model_validate_json(path.read_bytes())
+    except (OSError, ValidationError) as error:
+        log.warning("%s: not a job record (%s)", path, type(error).__name__)
+        return None

@@ -289,7 +289,7 @@ class TrainingQueue:
             running=StartedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
             retrying=ScheduledJobRegistry(queue=self.rq).get_job_count(cleanup=False),
             failed=FailedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
-            workers=Worker.count(queue=self.rq),
+            workers=len(Worker.all(queue=self.rq)),  # not its count: that one holds killed workers too
         )
 
     def announce_version(self, project_id: int, number: int) -> None:

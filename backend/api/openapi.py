@@ -1,7 +1,7 @@
 """The OpenAPI document, served at `/openapi.json` behind the same credentials as the routes.
 
-Bodies are read and checked in threads by hand (`backend.api.schemas`), which FastAPI cannot know. So the routes say with
-`operation` what they take and answer, and `tests/backend/test_openapi.py` holds the running server against it.
+Bodies are read and checked in threads by hand (`backend.api.schemas`), which FastAPI cannot know. So the routes say
+with `operation` what they take and answer, and `tests/backend/test_openapi.py` holds the running server against it.
 """
 
 from __future__ import annotations

@@ -34,6 +34,8 @@ from backend.api.schemas import (
     parse,
     project_id_of,
 )
+from backend.page.gather import PageSource
+from backend.page.html import render, security_policy
 from backend.predictor import Deadline
 
 WEBHOOK_LIMIT_S = 0.7
@@ -44,22 +46,21 @@ PROBE_THREADS = 4
 """Of those who watch the server: they wait for Redis and Label Studio, and must keep nobody else waiting."""
 
 
-def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predict_deadline_s: float) -> APIRouter:
+def make_router(
+    handlers: Handlers, gate: Gate, page: PageSource, *, request_max_bytes: int, predict_deadline_s: float
+) -> APIRouter:
     """The routes over their handlers.
 
     Args:
         handlers: what the routes do.
         gate: checks credentials.
+        page: what a browser sees at `/`.
         request_max_bytes: largest body.
         predict_deadline_s: seconds from a request's arrival until `/predict` answers with what is done.
     """
     router = APIRouter()
     predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
     probe_threads = anyio.CapacityLimiter(PROBE_THREADS)
-
-    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
-    async def root(request: Request) -> Response:
-        return _respond(request, handlers.health())
 
     @router.head("/health", **operation(HealthReply))
     @router.get("/health", **operation(HealthReply))
@@ -85,6 +86,15 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
     async def openapi(request: Request) -> Response:
         gate.check(request.headers.get("authorization"))
         return _respond(request, Reply(request.app.openapi()))
+
+    @router.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def root(request: Request) -> Response:
+        if "text/html" not in request.headers.get("accept", ""):
+            return _respond(request, handlers.health())  # Label Studio, and who looks whether anybody is there
+        gate.check(request.headers.get("authorization"))
+        project = _project_parameter(request)
+        refresh = request.query_params.get("refresh") != "off"
+        return await anyio.to_thread.run_sync(lambda: page_response(page, project, refresh=refresh))
 
     @router.post("/setup", **operation(SetupReply, takes=SetupRequest, errors=[503], security=gate.security))
     async def setup(request: Request) -> Response:
@@ -139,6 +149,18 @@ def make_router(handlers: Handlers, gate: Gate, *, request_max_bytes: int, predi
         return await _in_thread(request, handlers.status)
 
     return router
+
+
+def page_response(page: PageSource, project: int | None, *, refresh: bool) -> Response:
+    """The page, with what keeps it to itself."""
+    headers = {
+        "Cache-Control": "no-store",
+        "Content-Security-Policy": security_policy(),
+        "Referrer-Policy": "no-referrer",
+        "Vary": "Accept",
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(render(page.view(project), refresh=refresh), media_type="text/html", headers=headers)
 
 
 async def _in_thread(

@@ -57,15 +57,8 @@ def render(view: StatusView, *, refresh: bool = True) -> str:
             h.main[
                 _problems(view),
                 _queue(view),
-                [project_card(project, view.now) for project in view.projects]
-                or h.section(".card")[
-                    h.h2["No project yet"],
-                    h.div(".empty")[
-                        h.p["Connect one, by the number in its address in Label Studio:"],
-                        h.p[h.code["vlm connect --project 7"]],
-                        h.p["Then open it there, or choose Actions > Retrieve Predictions: it appears here."],
-                    ],
-                ],
+                [project_card(project, view.now) for project in view.projects] or _no_project(view),
+                _others(view),
             ],
             _footer(view, seconds if refresh else None),
         ],
@@ -73,15 +66,45 @@ def render(view: StatusView, *, refresh: bool = True) -> str:
     return str(page)
 
 
+def _no_project(view: StatusView) -> h.Node:
+    if view.chosen:
+        return h.section(".card")[h.h2["No such project"], h.p["No project with that number is known here."]]
+    return h.section(".card")[
+        h.h2["No project yet"],
+        h.div(".empty")[
+            h.p["Connect one, by the number in its address in Label Studio:"],
+            h.p[h.code["vlm connect --project 7"]],
+            h.p["Then open it there, or choose Actions > Retrieve Predictions: it appears here."],
+        ],
+    ]
+
+
+def _others(view: StatusView) -> h.Node:
+    if view.chosen:
+        return h.p[h.a(href="/")["All projects"]]
+    if not view.others:
+        return None
+    return h.section(".card")[
+        h.h2["Quieter projects"],
+        h.ul[
+            [
+                h.li[h.a(href=f"/?project={number}", dir="auto")[title or f"project {number}"]]
+                for number, title in view.others
+            ]
+        ],
+    ]
+
+
 def _header(view: StatusView) -> h.Node:
     mood = {"ready": "good", "loading": "wait", "failed": "bad"}[view.model_state]
-    chips: list[tuple[str, str]] = [(mood, f"model {view.model_state}: {view.model}")]
+    chips: list[tuple[str, str]] = [(mood, f"model {view.model_state}{view.model and ': '}{view.model}")]
     if view.jobs is None:
         chips.append(("bad", "queue down"))
     else:
         chips.append(("wait" if view.jobs else "good", f"queue: {words.count(len(view.jobs), 'job')}"))
     if view.workers is not None:
         chips.append(("good" if view.workers else "bad", words.count(view.workers, "worker")))
+    chips.append(("good" if view.label_studio.state == "up" else "bad", f"Label Studio {view.label_studio.state}"))
     return h.header[
         h.h1["Label Studio VLM backend"],
         h.ul(".chips")[[h.li(class_=kind)[text] for kind, text in chips]],
@@ -97,7 +120,18 @@ def _problems(view: StatusView) -> h.Node:
     if view.model == "demo":
         found.append((False, "This is the demo checkpoint: it knows coloured shapes only, nothing of photographs."))
     if view.jobs is None:
-        found.append((True, [view.queue_reason, ". Predictions go on; nothing is learned until it is back."]))
+        found.append(
+            (
+                True,
+                [
+                    view.queue_reason[:1].upper(),
+                    view.queue_reason[1:],
+                    ". Predictions go on; nothing is learned until it is back.",
+                ],
+            )
+        )
+    if view.label_studio.state != "up":
+        found.append((True, ["Label Studio: ", view.label_studio.reason]))
     if view.workers == 0:
         found.append((True, ["No worker runs: corrections wait in the queue. Start ", h.code["vlm worker"], "."]))
     found += [(True, problem) for problem in view.problems]

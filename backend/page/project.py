@@ -15,6 +15,8 @@ from backend.page.views import Note, ProjectView, VersionView
 FEW = 10
 """With fewer annotations than this the shares say little, and the page says so."""
 
+SHOWN_VERSIONS = 6
+
 
 def project_card(project: ProjectView, now: datetime) -> h.Element:
     """All about one project."""
@@ -30,7 +32,6 @@ def project_card(project: ProjectView, now: datetime) -> h.Element:
         ],
         project.problem and h.p(".alert.bad")[project.problem],
         _acceptance(project, now),
-        _versions(project, now),
         _happened(project, now),
     ]
 
@@ -38,7 +39,7 @@ def project_card(project: ProjectView, now: datetime) -> h.Element:
 def _acceptance(project: ProjectView, now: datetime) -> h.Node:
     records = project.acceptance.records
     if not any(record.labels for record in records):
-        return _nothing_accepted(project)
+        return [_nothing_accepted(project), _versions(project, now)]
     versions = by_version(records)
     served = versions.get(project.serving, Tally())
     shown, whose = (served, words.version(project.serving)) if served.images else (overall(records), "all versions")
@@ -62,6 +63,7 @@ def _acceptance(project: ProjectView, now: datetime) -> h.Node:
                 h.ul(".legend")[
                     h.li(".k")["kept"], h.li(".c")["changed"], h.li(".r")["removed"], h.li(".i")["mean IoU"]
                 ],
+                _versions(project, now),
             ],
             h.div[h.h3["Per label, all versions"], _labels(project, periods)],
         ],
@@ -166,7 +168,9 @@ def _versions(project: ProjectView, now: datetime) -> h.Node:
             reason is not None and h.p(".soft.small")["The last training: ", _note(reason, now)],
         ]
     accepted = by_version(project.acceptance.records)
-    rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in reversed(project.versions)]
+    latest = list(reversed(project.versions[-SHOWN_VERSIONS:]))
+    latest += [item for item in project.versions[:-SHOWN_VERSIONS] if item.number == project.serving]
+    rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in latest]
     base = accepted.get(0)
     rows.append(
         h.tr[
@@ -182,6 +186,8 @@ def _versions(project: ProjectView, now: datetime) -> h.Node:
             h.thead[h.tr[h.th["Version"], h.th(".n")["Gain"], h.th(".n")["Kept"], h.th(".n")["IoU"]]],
             h.tbody[rows],
         ],
+        len(latest) < len(project.versions)
+        and h.p(".soft.small")["All of them: ", h.code[f"vlm versions {project.project_id}"]],
         h.p(".soft.small")[
             "Gain: mean IoU more than the version before, on images that neither had learned from. It alone decides "
             "whether a version serves. Kept and IoU: of each version's own predictions."

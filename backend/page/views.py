@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from backend.acceptance import Acceptance
+from backend.readiness import PartState
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,14 @@ class ProjectView:
 
 
 @dataclass(frozen=True)
+class LabelStudioView:
+    """Whether Label Studio answers the backend; if not, why."""
+
+    state: PartState = "up"
+    reason: str = ""
+
+
+@dataclass(frozen=True)
 class StatusView:
     """The whole page.
 
@@ -122,7 +131,10 @@ class StatusView:
         jobs: that wait or run; None where the queue cannot be reached.
         queue_reason: why it cannot; "" if it can.
         workers: that are signed on; None where it is not known.
+        label_studio: whether it is there.
         projects: in the order of the page.
+        others: projects that are not shown, with their titles.
+        chosen: only one project was asked for.
         problems: further things that the operator should mend, one sentence each.
     """
 
@@ -135,5 +147,8 @@ class StatusView:
     jobs: tuple[JobView, ...] | None = ()
     queue_reason: str = ""
     workers: int | None = None
+    label_studio: LabelStudioView = LabelStudioView()
     projects: tuple[ProjectView, ...] = ()
+    others: tuple[tuple[int, str], ...] = ()
+    chosen: bool = False
     problems: tuple[str, ...] = ()
