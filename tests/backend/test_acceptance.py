@@ -98,8 +98,8 @@ def test_the_store_gives_back_what_it_was_given_and_stays_bounded(
     found = AcceptanceStore(tmp_path).get(7)
     assert found == Acceptance(read_at=NOON, records=tuple(made[2:]), left_out={"bulk": 2})
     assert store.get(7) == found
-    # What the store would drop again is not even compared: this one would be unreadable.
-    old = annotation(99, "nothing to iterate")  # type: ignore[arg-type]
+    # What the store would drop again is not even compared.
+    old = annotation(9, [brush("cat", 0, 40)])
     assert reading(found, (task(PREDICTED), [old])).records == ()
 
 

@@ -343,3 +343,14 @@ def test_version_notices_reach_a_listener(queue: TrainingQueue, connection: redi
 def test_project_ids_are_positive_integers(queue: TrainingQueue, project_id: object) -> None:
     with pytest.raises(ValueError, match="project id"):
         queue.request_training(project_id, reason="x")  # type: ignore[arg-type]
+
+
+def test_workers_are_counted_while_they_are_signed_on(connection: redis.Redis, queue: TrainingQueue) -> None:
+    assert queue.workers() == 0
+    worker = SimpleWorker([queue.rq], connection=connection, serializer=JSONSerializer)
+    elsewhere = SimpleWorker(["another queue"], connection=connection, serializer=JSONSerializer)
+    worker.register_birth()
+    elsewhere.register_birth()
+    assert queue.workers() == 1
+    worker.register_death()
+    assert queue.workers() == 0

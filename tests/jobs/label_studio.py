@@ -46,6 +46,7 @@ class LabelStudio:
         self.config = config
         self.images: dict[int, bytes] = {}
         self.annotations: dict[int, list[Json]] = {}
+        self.predictions: dict[int, list[Json]] = {}
         self.failing: set[int] = set()
         self.status = 200
         self.url = ""
@@ -96,7 +97,12 @@ class LabelStudio:
             self.free.wait(60)
             size, page = int(query["page_size"][0]), int(query["page"][0])
             tasks = [
-                {"id": number, "data": {"image": f"/data/upload/{number}.png"}, "annotations": found}
+                {
+                    "id": number,
+                    "data": {"image": f"/data/upload/{number}.png"},
+                    "annotations": found,
+                    "predictions": self.predictions.get(number, []),
+                }
                 for number, found in self.annotations.items()
                 if found
             ]

@@ -10,8 +10,7 @@ from label_studio_sdk.converter.brush import mask2rle
 CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="cat"/><Label value="dog" alias="hound"/></BrushLabels>
 <RectangleLabels name="box" toName="image"><Label value="cat"/><Label value="car"/></RectangleLabels>
-<Choices name="scene" toName="image" choice="multiple"><Choice value="day"/><Choice value="night"/></Choices>
-<Choices name="each" toName="image" perRegion="true"><Choice value="old"/><Choice value="new"/></Choices></View>"""
+<Choices name="scene" toName="image" choice="multiple"><Choice value="day"/><Choice value="night"/></Choices></View>"""
 SIZE = (40, 100)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,7 +39,6 @@ TABLE = [
      [("day", "removed", None), ("night", "added", None)]),
     ("one choice more", [choice("scene", "day")], [choice("scene", "day", "night")],
      [("day", "kept", None), ("night", "added", None)]),
-    ("choices about regions", [choice("each", "old")], [choice("each", "new")], []),
 ]  # fmt: skip
 
 
@@ -48,6 +48,11 @@ def test_a_table_of_fates(predicted: list[Any], annotated: list[Any], expected: 
     assert found is not None
     assert [(item.label, item.fate) for item in found] == [(label, fate) for label, fate, _ in expected]
     assert [item.iou for item in found] == [None if iou is None else pytest.approx(iou) for *_, iou in expected]
+
+
+def test_choices_about_regions_are_not_choices_about_the_image() -> None:
+    controls = [replace(item, per_region=True) if item.from_name == "scene" else item for item in PLAN.controls]
+    assert compare([choice("scene", "day")], [choice("scene", "night")], replace(PLAN, controls=tuple(controls))) == ()
 
 
 def test_what_is_kept_depends_on_nothing_but_the_iou() -> None:
