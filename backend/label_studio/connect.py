@@ -17,7 +17,6 @@ was given and Label Studio is not connected, or the user changed.
 
 from __future__ import annotations
 
-import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,19 +24,28 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from backend.label_studio.client import Json, LabelStudioClient
+from backend.label_studio.connection import (
+    CONNECTED,
+    DESCRIPTION,
+    FIRST_TITLE,
+    checked_url,
+    entry_differences,
+    is_version,
+    own_entries,
+    plain,
+    same_url,
+    shown,
+    sort_webhooks,
+    wanted_entry,
+    wanted_webhook,
+    webhook_differences,
+    webhook_url,
+)
 from backend.label_studio.errors import (
     LabelStudioError,
     LabelStudioForbiddenError,
     LabelStudioRejectedError,
 )
-from backend.versions import read_version_name
-
-SECRET_HEADER = "X-VLM-Webhook-Secret"
-WEBHOOK_ACTIONS = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED")
-# How an entry is recognised after its address or title changed.
-DESCRIPTION = "Masks and tags from text prompts (label-studio-vlm-backend)"
-_FIRST_TITLE = "label-studio-vlm-backend"
-_CONNECTED = "CO"
 
 
 class ConnectError(LabelStudioError):
@@ -48,11 +56,6 @@ class NotReadyError(ConnectError):
     """The backend does not answer Label Studio, or not yet for this project."""
 
     temporary = True
-
-
-# Names of hosts, the first with letters of any script.
-_LABEL = re.compile(r"[^\W_](?:(?:[^\W_]|-){0,61}[^\W_])?")
-_TOP_LABEL = re.compile(r"xn--[a-z0-9]{1,59}|(?!-)(?:[^\W\d_]|-){2,63}(?<!-)")
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def connect_project(
         LabelStudioError: any other failed call.
         ValueError: `backend_url` is no http(s) address.
     """
-    backend_url = _checked_url(backend_url)
+    backend_url = checked_url(backend_url)
     diary = _Diary()
     client.project(project_id)  # a wrong id or token is named before anything is changed
     entry = _ensure_backend(client, project_id, backend_url, title, basic_auth, diary)
@@ -149,7 +152,7 @@ def refresh_version(client: LabelStudioClient, project_id: int) -> str | None:
     entry = next((item for item in client.ml_backends(project_id) if item.get("description") == DESCRIPTION), None)
     if entry is None:
         return None
-    if _is_version(str(entry.get("title") or "")):
+    if is_version(str(entry.get("title") or "")):
         # Label Studio moves the project's `model_version` along where it was the old title.
         entry = _ensure_title(client, entry, None, _Diary())
     return str(entry.get("model_version") or "") or None
@@ -165,30 +168,23 @@ def _ensure_backend(
 ) -> Json:
     """One entry with the right address and credentials, as Label Studio sees it afterwards."""
     entries = client.ml_backends(project_id)
-    ours = [item for item in entries if _same_url(item.get("url"), backend_url)]
-    ours += [item for item in entries if item not in ours and item.get("description") == DESCRIPTION]
-    wanted: dict[str, Any] = {
-        "url": backend_url,
-        "is_interactive": True,
-        "description": DESCRIPTION,
-        "auth_method": "BASIC_AUTH" if basic_auth else "NONE",
-        "basic_auth_user": basic_auth[0] if basic_auth else "",
-    }
+    ours = own_entries(entries, backend_url)
+    wanted = wanted_entry(backend_url, basic_auth)
     secret = {"basic_auth_pass": basic_auth[1]} if basic_auth else {}
     if not ours:
         entry = _asked(
-            lambda: client.create_ml_backend(project_id, **wanted, **secret, title=title or _FIRST_TITLE), backend_url
+            lambda: client.create_ml_backend(project_id, **wanted, **secret, title=title or FIRST_TITLE), backend_url
         )
         diary.changes.append(f"connected the project to {backend_url}")
     else:
         entry = ours[0]
         for extra in ours[1:]:
             client.delete_ml_backend(int(extra["id"]))
-            diary.changes.append(f"removed a second connection to this backend ({_shown(extra.get('url'))})")
+            diary.changes.append(f"removed a second connection to this backend ({shown(extra.get('url'))})")
             _remove_webhooks(client, project_id, str(extra.get("url")), backend_url, diary)
-        differs = [name for name, value in wanted.items() if (entry.get(name) or "") != (value or "")]
+        differs = entry_differences(entry, wanted)
         # Stays False on a connection that works; the password itself cannot be compared.
-        password_unsure = bool(basic_auth) and entry.get("state") != _CONNECTED
+        password_unsure = bool(basic_auth) and entry.get("state") != CONNECTED
         if differs or password_unsure:
             old_url = str(entry.get("url"))
             fields = {**wanted, **secret}
@@ -202,10 +198,10 @@ def _ensure_backend(
     if int(first["id"]) != int(entry["id"]) and first not in ours:
         diary.warnings.append(
             f'Label Studio uses only the first backend of a project, which is "{first.get("title")}" at '
-            f"{_shown(first.get('url'))}; remove it (Settings > Model) or this one is never asked"
+            f"{shown(first.get('url'))}; remove it (Settings > Model) or this one is never asked"
         )
-    if entry.get("state") != _CONNECTED:
-        said = _plain(str(entry.get("error_message") or "")) or str(entry.get("readable_state"))
+    if entry.get("state") != CONNECTED:
+        said = plain(str(entry.get("error_message") or "")) or str(entry.get("readable_state"))
         raise NotReadyError(
             f"Label Studio is not connected to {backend_url}: {said}. Check that `vlm serve` runs there and wants "
             "the user and password that were given"
@@ -214,7 +210,7 @@ def _ensure_backend(
 
 
 def _ensure_title(client: LabelStudioClient, entry: Json, title: str | None, diary: _Diary) -> Json:
-    wanted = title or str(entry.get("model_version") or "") or _FIRST_TITLE
+    wanted = title or str(entry.get("model_version") or "") or FIRST_TITLE
     if entry.get("title") == wanted:
         return entry
     # Without url and project Label Studio answers 500; it checks the connection with what is sent.
@@ -248,52 +244,34 @@ def _ensure_webhook(
     client: LabelStudioClient, project_id: int, backend_url: str, secret: str | None, diary: _Diary
 ) -> int:
     """Exactly one webhook to us, for annotation events, carrying the secret."""
-    url = f"{backend_url}/webhook"
-    hooks = client.webhooks(project_id)
-    ours = [hook for hook in hooks if _same_url(hook.get("url"), url)]
-    # Ours under an address that this backend had before: nothing else knows the header.
-    ghosts = [hook for hook in hooks if hook not in ours and _header_of(hook) is not None]
-    for ghost in [*ours[1:], *ghosts]:
+    found = sort_webhooks(client.webhooks(project_id), backend_url)
+    for ghost in found.left_over:
         client.delete_webhook(int(ghost["id"]))
-        diary.changes.append(f"removed a left-over webhook to {_shown(ghost.get('url'))}")
-    headers = {SECRET_HEADER: secret} if secret else {}
-    wanted: dict[str, Any] = {
-        "url": url,
-        "send_payload": True,
-        "send_for_all_actions": False,
-        "is_active": True,
-        "actions": list(WEBHOOK_ACTIONS),
-    }
-    if not ours:
-        created = _asked(lambda: client.create_webhook(project_id, **wanted, headers=headers), backend_url)
-        diary.changes.append(f"created the webhook to {url}")
+        diary.changes.append(f"removed a left-over webhook to {shown(ghost.get('url'))}")
+    if found.ours is None:
+        wanted = wanted_webhook(backend_url, secret)
+        created = _asked(lambda: client.create_webhook(project_id, **wanted), backend_url)
+        diary.changes.append(f"created the webhook to {wanted['url']}")
         return int(created["id"])
-    hook = ours[0]
-    others = {
-        name: value for name, value in (hook.get("headers") or {}).items() if name.lower() != SECRET_HEADER.lower()
-    }
-    wanted["headers"] = {**others, **headers}
-    differs = [
-        name
-        for name, value in wanted.items()
-        if (sorted(hook.get(name) or []) != sorted(value) if name == "actions" else hook.get(name) != value)
-    ]
+    hook_id = int(found.ours["id"])
+    wanted = wanted_webhook(backend_url, secret, found.ours.get("headers"))
+    differs = webhook_differences(found.ours, wanted)
     if differs:
-        _asked(lambda: client.update_webhook(int(hook["id"]), **wanted), backend_url)
+        _asked(lambda: client.update_webhook(hook_id, **wanted), backend_url)
         diary.changes.append(f"updated the webhook ({', '.join(name.replace('_', ' ') for name in differs)})")
-    return int(hook["id"])
+    return hook_id
 
 
 def _remove_webhooks(
     client: LabelStudioClient, project_id: int, old_backend_url: str, backend_url: str, diary: _Diary
 ) -> None:
     """Remove the webhooks of a connection that is no more: Label Studio would go on calling them."""
-    if _same_url(old_backend_url, backend_url):
+    if same_url(old_backend_url, backend_url):
         return
     for hook in client.webhooks(project_id):
-        if _same_url(hook.get("url"), f"{old_backend_url.rstrip('/')}/webhook"):
+        if same_url(hook.get("url"), webhook_url(old_backend_url)):
             client.delete_webhook(int(hook["id"]))
-            diary.changes.append(f"removed a left-over webhook to {_shown(hook.get('url'))}")
+            diary.changes.append(f"removed a left-over webhook to {shown(hook.get('url'))}")
 
 
 def _asked(call: Any, backend_url: str) -> Json:
@@ -301,12 +279,13 @@ def _asked(call: Any, backend_url: str) -> Json:
     try:
         answer: Json = call()
     except (LabelStudioForbiddenError, LabelStudioRejectedError) as error:
-        raise _explained(error, backend_url) from None
+        raise explained(error, backend_url) from None
     return answer
 
 
-def _explained(error: LabelStudioError, backend_url: str) -> LabelStudioError:
-    said = _plain(str(error))
+def explained(error: LabelStudioError, backend_url: str) -> LabelStudioError:
+    """What Label Studio says of a backend's address, with what to do about it."""
+    said = plain(str(error))
     host = urlsplit(backend_url).hostname or ""
     if re.search(r"reserved|private|local(host)? (ip|url|address)|ssrf|block", said, re.IGNORECASE):
         return ConnectError(
@@ -328,65 +307,6 @@ def _explained(error: LabelStudioError, backend_url: str) -> LabelStudioError:
             status=error.status,
         )
     return error
-
-
-def _checked_url(url: str) -> str:
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username or parts.query:
-        raise ValueError(f"{_shown(url)!r} is not the backend's address; write it like http://127.0.0.1:9090")
-    if not _webhook_host(parts.hostname):
-        raise ValueError(
-            f"{_shown(url)!r}: Label Studio takes no webhook for the host {parts.hostname!r}. It must be an IP "
-            "address, localhost, or a name with a dot and without an underscore; in a compose network, an alias such "
-            "as backend.vlm.internal"
-        )
-    return url.rstrip("/")
-
-
-def _webhook_host(host: str) -> bool:
-    """Whether Label Studio takes the host in a webhook's address (Django's URLValidator)."""
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        *labels, top = host.rstrip(".").split(".")
-        return host == "localhost" or bool(
-            labels and all(_LABEL.fullmatch(item) for item in labels) and _TOP_LABEL.fullmatch(top)
-        )
-    return True
-
-
-def _same_url(one: Any, other: str) -> bool:
-    """Whether two addresses are the same but for spelling: case, default port, trailing slash."""
-
-    def normal(url: str) -> tuple[str, str, int | None, str]:
-        parts = urlsplit(url)
-        port = parts.port or {"http": 80, "https": 443}.get(parts.scheme.lower())
-        return parts.scheme.lower(), (parts.hostname or "").lower(), port, parts.path.rstrip("/")
-
-    try:
-        return isinstance(one, str) and normal(one) == normal(other)
-    except ValueError:
-        return False
-
-
-def _header_of(hook: Json) -> str | None:
-    headers = hook.get("headers") or {}
-    return next((value for name, value in headers.items() if name.lower() == SECRET_HEADER.lower()), None)
-
-
-def _is_version(title: str) -> bool:
-    return title == _FIRST_TITLE or read_version_name(title) is not None
-
-
-def _plain(text: str) -> str:
-    """Label Studio's message without its HTML."""
-    return " ".join(re.sub(r"<[^>]*>", "", text).split())
-
-
-def _shown(url: Any) -> str:
-    """An address without user and query."""
-    parts = urlsplit(str(url))
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
 
 
 def report_lines(report: ConnectReport) -> Sequence[str]:

@@ -11,15 +11,13 @@ from backend import connect_command
 from backend.cli import app
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import (
-    DESCRIPTION,
-    SECRET_HEADER,
-    WEBHOOK_ACTIONS,
     ConnectError,
     NotReadyError,
     connect_project,
     refresh_version,
     report_lines,
 )
+from backend.label_studio.connection import DESCRIPTION, SECRET_HEADER, WEBHOOK_ACTIONS
 from backend.label_studio.errors import LabelStudioNotFoundError, LabelStudioRejectedError
 from backend.label_studio.first_project import FirstProjectError, ensure_first_project
 from backend.settings import Settings
