@@ -1,4 +1,4 @@
-"""Tag probabilities -> the answer of one `Choices` control. Pure functions.
+"""Tag probabilities -> the answer of one control that ranks tags: `Choices` or `Taxonomy`. Pure functions.
 
 The rule, for people:
 
@@ -22,7 +22,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from backend.label_studio.config import ControlPlan
+from backend.label_studio.config import ControlPlan, LabelPrompt
 
 DEFAULT_RELATIVE_THRESHOLD = 0.5
 """For several answers: share of the best label's score from which another label is chosen too."""
@@ -31,7 +31,7 @@ DEFAULT_OWN_THRESHOLD = 0.1
 """For several answers of a model that says yes or no to each label: the probability from which a label is chosen."""
 
 RULES: dict[str, object] = {
-    "revision": 1,
+    "revision": 2,
     "relative_threshold": DEFAULT_RELATIVE_THRESHOLD,
     "own_threshold": DEFAULT_OWN_THRESHOLD,
 }
@@ -42,36 +42,46 @@ class Choice:
     """The answer of one control.
 
     Attributes:
-        labels: best first; empty when no label reaches the threshold.
+        chosen: best first; empty when no label reaches the threshold.
         score: probability of the chosen labels, 0..1; with none chosen, how sure that is.
     """
 
-    labels: tuple[str, ...]
+    chosen: tuple[LabelPrompt, ...]
     score: float
 
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The chosen labels, as they go into results."""
+        return tuple(label.label for label in self.chosen)
 
-def label_scores(control: ControlPlan, probabilities: Mapping[str, float]) -> list[tuple[str, float]]:
+
+def label_scores(control: ControlPlan, probabilities: Mapping[str, float]) -> list[tuple[LabelPrompt, float]]:
     """Score the control's labels, best first; the scores sum to one.
 
     Args:
-        control: a `choices` control.
+        control: one that ranks tags.
         probabilities: of each of its phrases, 0..1.
     """
     best = _best_of_alternatives(control, probabilities)
-    total = sum(best.values())
+    total = sum(value for _, value in best)
     if total <= 0:
-        return [(label, 1 / len(best)) for label in best]
-    return sorted(((label, value / total) for label, value in best.items()), key=lambda item: -item[1])
+        return [(label, 1 / len(best)) for label, _ in best]
+    return sorted(((label, value / total) for label, value in best), key=lambda item: -item[1])
+
+
+def own_scores(control: ControlPlan, probabilities: Mapping[str, float]) -> list[tuple[LabelPrompt, float]]:
+    """`label_scores` from probabilities that each stand alone, as SigLIP gives them; they need not sum to one."""
+    return sorted(_best_of_alternatives(control, probabilities), key=lambda item: -item[1])
 
 
 def choose_each(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
     """Answer a control of several answers from probabilities that each stand alone, as SigLIP gives them.
 
     Args:
-        control: a `choices` control with `multiple`.
+        control: one that ranks tags, with `multiple`.
         probabilities: of each of its phrases, 0..1; they need not sum to one.
     """
-    ranked = sorted(_best_of_alternatives(control, probabilities).items(), key=lambda item: -item[1])
+    ranked = own_scores(control, probabilities)
     threshold = DEFAULT_OWN_THRESHOLD if control.threshold is None else control.threshold
     chosen = [(label, score) for label, score in ranked if score >= threshold][: control.top_k]
     if not chosen:
@@ -94,8 +104,8 @@ def choose(control: ControlPlan, probabilities: Mapping[str, float]) -> Choice:
     return Choice(tuple(label for label, _ in chosen), _unit(sum(score for _, score in chosen)))
 
 
-def _best_of_alternatives(control: ControlPlan, probabilities: Mapping[str, float]) -> dict[str, float]:
-    return {label.label: max(_finite(probabilities[phrase]) for phrase in label.prompts) for label in control.labels}
+def _best_of_alternatives(control: ControlPlan, probabilities: Mapping[str, float]) -> list[tuple[LabelPrompt, float]]:
+    return [(label, max(_finite(probabilities[phrase]) for phrase in label.prompts)) for label in control.labels]
 
 
 def _finite(value: float) -> float:

@@ -7,6 +7,7 @@ are decoded together, each with its own phrases.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
 from backend.decoding import Logits
@@ -31,6 +32,25 @@ class HashedImage(Protocol):
         """Of the file."""
 
 
+class ImagePart:
+    """A part of an image as an image of its own, cut out when its pixels are wanted.
+
+    Attributes:
+        sha256: names the file and the part.
+    """
+
+    def __init__(self, whole: HashedImage, box_xyxy_px: tuple[int, int, int, int]) -> None:
+        """`box_xyxy_px`: in the image's pixels, the end exclusive."""
+        self._whole = whole
+        self._box = box_xyxy_px
+        self.sha256 = f"{whole.sha256}-{'.'.join(map(str, box_xyxy_px))}"
+
+    @cached_property
+    def image(self) -> Image.Image:
+        """RGB, 8 bit."""
+        return self._whole.image.crop(self._box)
+
+
 class Inference:
     """Answers of the model. Safe to share between threads."""
 
@@ -50,26 +70,42 @@ class Inference:
             BusyError: the model did not become free in time.
             Exception: whatever decoding or encoding the image raises.
         """
-        key = feature_key(kind, model, image.sha256)
-        known = self._cache.get(key)
-        if known is not None:
-            return known
-        _ = image.image  # decoded by this thread, beside the model's work for others
+        return self.features_of(kind, model, [image], timeout_s)[0]
 
-        def encode(requests: Sequence[tuple[str, HashedImage]]) -> list[ImageFeatures]:
+    def features_of(
+        self, kind: Kind, model: ServingModel, images: Sequence[HashedImage], timeout_s: float
+    ) -> list[ImageFeatures]:
+        """`features` of several images, encoded together: at most `model.encode_batch`, for others wait meanwhile."""
+        keys = [feature_key(kind, model, image.sha256) for image in images]
+        known = {key: self._cache.get(key) for key in keys}
+        missing = [(key, image) for key, image in zip(keys, images, strict=True) if known[key] is None]
+        if missing:
+            for _, image in missing:
+                _ = image.image  # decoded by this thread, beside the model's work for others
+            known.update(self._encoded(kind, model, missing, timeout_s))
+        return [features for key in keys if (features := known[key]) is not None]
+
+    def _encoded(
+        self, kind: Kind, model: ServingModel, images: Sequence[tuple[str, HashedImage]], timeout_s: float
+    ) -> dict[str, ImageFeatures]:
+        """The features of images by their key, from the model."""
+
+        def encode(requests: Sequence[Sequence[tuple[str, HashedImage]]]) -> list[dict[str, ImageFeatures]]:
             # The same image may be asked for twice at once, or have been encoded while this one waited.
-            found = {key: self._cache.get(key) for key, _ in requests}
-            missing = {key: image.image for key, image in requests if found[key] is None}
+            asked = {key: image for request in requests for key, image in request}
+            found = {key: features for key in asked if (features := self._cache.get(key)) is not None}
+            missing = {key: image.image for key, image in asked.items() if key not in found}
             if missing:
                 batch = model.encode_image(list(missing.values()), masks=kind != "tags", tags=kind != "masks")
                 for index, key in enumerate(missing):
                     features = batch if len(batch) == 1 else batch[index].clone()
                     self._cache.put(key, features)
                     found[key] = features
-            return [known for key, _ in requests if (known := found[key]) is not None]
+            return [{key: found[key] for key, _ in request} for request in requests]
 
         group = ("encode", kind, model.features_id)
-        return self._store.compute(group, (key, image), encode, timeout_s, most=model.encode_batch)
+        most = max(1, model.encode_batch // len(images))
+        return self._store.compute(group, images, encode, timeout_s, most=most)
 
     def grids(
         self, model: ServingModel, features: ImageFeatures, prompts: Sequence[str], timeout_s: float
@@ -80,22 +116,31 @@ class Inference:
             BusyError: the model did not become free in time.
             VLMError: as `decode_batch` raises it.
         """
+        (logits,) = self.grids_of(model, [features], prompts, timeout_s)
+        return dict(zip(prompts, logits, strict=True))
 
-        def decode(requests: Sequence[tuple[ImageFeatures, Sequence[str]]]) -> list[Logits]:
+    def grids_of(
+        self, model: ServingModel, features: Sequence[ImageFeatures], prompts: Sequence[str], timeout_s: float
+    ) -> list[Logits]:
+        """The same phrases for several images: (P, h, w) of each, in the order of the phrases."""
+
+        def decode(requests: Sequence[tuple[Sequence[ImageFeatures], Sequence[str]]]) -> list[list[Logits]]:
             from vlm_core.types import ImageFeatures
 
             phrases = list(dict.fromkeys(phrase for _, asked in requests for phrase in asked))
             rows = dict(zip(phrases, range(len(phrases)), strict=True))
             conditions = model.encode_text(phrases)
-            masks = model.decode_batch(
-                ImageFeatures.join([features for features, _ in requests]),
-                [conditions[[rows[phrase] for phrase in asked]] for _, asked in requests],
+            masks = iter(
+                model.decode_batch(
+                    ImageFeatures.join([one for images, _ in requests for one in images]),
+                    [conditions[[rows[phrase] for phrase in asked]] for images, asked in requests for _ in images],
+                )
             )
-            return [mask.logits.numpy() for mask in masks]
+            return [[next(masks).logits.numpy() for _ in images] for images, _ in requests]
 
-        request = (features, prompts)
-        logits = self._store.compute(("decode", id(model)), request, decode, timeout_s, most=model.encode_batch)
-        return dict(zip(prompts, logits, strict=True))
+        group = ("decode", id(model))
+        most = max(1, model.encode_batch // len(features))
+        return self._store.compute(group, (features, prompts), decode, timeout_s, most=most)
 
     def ranking(
         self,

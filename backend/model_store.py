@@ -68,6 +68,14 @@ class ServingModel(Protocol):
         """The longest side of what it sees of an image."""
 
     @property
+    def mask_input_hw(self) -> tuple[int, int]:
+        """What it sees of an image that it gives masks for, px."""
+
+    @property
+    def patch_cells(self) -> int:
+        """How many cells of its masks' grid a patch of its input is wide."""
+
+    @property
     def features_id(self) -> str:
         """Names what its encoders make of images; a part of a file name."""
 

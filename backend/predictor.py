@@ -18,9 +18,10 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from backend.answers.image import ControlAnswer, SizedImage, answer_image
-from backend.answers.request import Deadline, PredictionRequest, TaskError
-from backend.answers.task import image_uri, task_data, task_id
+from backend.answers.image import answer_image
+from backend.answers.request import ControlAnswer, Deadline, PredictionRequest, TaskError
+from backend.answers.task import image_uri, task_data, task_id, with_own_phrases
+from backend.answers.view import SizedImage
 from backend.decoding import mean_score
 from backend.disk_cache import DiskCache
 from backend.features import FeatureCache
@@ -217,27 +218,37 @@ class Predictor:
         data = task_data(task)
         looking: dict[str, list[ControlPlan]] = {}
         for control in request.controls:
-            looking.setdefault(image_uri(control, data), []).append(control)
-        fetched = {uri: self._fetch(uri, task, request) for uri in looking}
+            looking.setdefault(image_uri(control, data), []).append(with_own_phrases(control, data))
+        fetched = {
+            uri: self._images.fetch(
+                uri,
+                task_id=task_id(task),
+                project_id=request.project_id,
+                at_least_px=_needed_px(controls, request.model),
+            )
+            for uri, controls in looking.items()
+        }
         return [
             answer
             for uri, controls in looking.items()
-            for answer in answer_image(self._inference, fetched[uri], controls, request)
+            for answer in answer_image(self._inference, fetched[uri], controls, data, request)
         ]
-
-    def _fetch(self, uri: str, task: Any, request: PredictionRequest) -> SizedImage:
-        return self._images.fetch(
-            uri,
-            task_id=task_id(task),
-            project_id=request.project_id,
-            at_least_px=_OVERSAMPLING * request.model.input_px,
-        )
 
 
 def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[ControlPlan, ...]:
-    """The controls that this model can answer: one that only ranks tags answers `Choices` only."""
-    can_answer = {"choices", "brushlabels", "rectanglelabels"} if model.can_segment else {"choices"}
-    return tuple(c for c in plan.controls if c.kind in can_answer and not c.per_region)
+    """The controls that this model can answer: one that only ranks tags answers those for the whole image only."""
+    return tuple(control for control in plan.controls if model.can_segment or not _needs_masks(control))
+
+
+def _needs_masks(control: ControlPlan) -> bool:
+    return control.shape is not None or control.per_region or control.text == "phrases"
+
+
+def _needed_px(controls: Sequence[ControlPlan], model: ServingModel) -> int | None:
+    """The size at which an image is decoded; None: its own, where the model will look at parts of it."""
+    if any(control.tile is not None or control.per_region for control in controls):
+        return None
+    return _OVERSAMPLING * model.input_px
 
 
 def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) -> tuple[ControlPlan, ...]:
@@ -252,7 +263,7 @@ def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) ->
     cut: list[ControlPlan] = []
     for control in controls:
         labels = tuple(label for label in control.labels if label.label in named or label.value in named)
-        if labels and control.kind != "choices":
+        if labels and control.shape is not None:
             cut.append(replace(control, labels=labels))
     return tuple(cut) or controls
 
@@ -260,8 +271,8 @@ def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) ->
 def _nothing_to_do(plan: PredictionPlan, model: ServingModel) -> str:
     if plan.controls and not model.can_segment:
         return (
-            f"the model {model.name} ranks tags but gives no masks, and the labelling config has no Choices: "
-            "add one, or let the operator serve a CLIPSeg checkpoint"
+            f"the model {model.name} ranks tags but gives no masks, and the labelling config has no Choices for the "
+            "whole image: add one, or let the operator serve a CLIPSeg checkpoint"
         )
     ignored = "; ".join(f"{item.name}: {item.reason}" for item in plan.ignored)
     return "the labelling config holds nothing to predict: add BrushLabels, RectangleLabels or Choices on an image" + (

@@ -61,12 +61,14 @@ class TrainLabel:
         name: as in results.
         prompts: its phrases; the best one counts.
         threshold, min_area: of its control; None where the config says nothing.
+        not_prompts: phrases of what must not be included.
     """
 
     name: str
     prompts: tuple[str, ...]
     threshold: float | None
     min_area: int | None
+    not_prompts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ def train_labels(plan: PredictionPlan, to_name: str) -> tuple[TrainLabel, ...]:
     for control in sorted(controls, key=lambda item: _MOST_EXACT.index(item.shape)):
         for label in control.labels:
             if label.prompt_from is None:
-                one = TrainLabel(label.label, label.prompts, control.threshold, control.min_area)
+                one = TrainLabel(label.label, label.prompts, control.threshold, control.min_area, label.not_prompts)
                 found.setdefault(label.label, one)
     return tuple(found.values())
 

@@ -54,15 +54,18 @@ def _predict(
     size_hw: tuple[int, int],
     shrink: float,
 ) -> BoolMask:
-    logits = model.decode(features, model.encode_text(label.prompts)).logits.numpy()
+    phrases = (*label.prompts, *label.not_prompts)
+    logits = model.decode(features, model.encode_text(phrases)).logits.numpy()
+    wanted = len(label.prompts)
     least = label.min_area if label.min_area is None else round(label.min_area * shrink)
     temperature = 1.0 if manifest is None else manifest.temperatures.get(label.name, 1.0)
     found = decode_label(
-        logits,
+        logits[:wanted],
         size_hw,
         threshold=effective_threshold(label.name, label.threshold, manifest),
         min_area_px=least_area_px(least, size_hw),
         temperature=temperature,
+        unwanted=logits[wanted:],
     )
     return np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask.to_array()
 

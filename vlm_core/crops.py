@@ -1,6 +1,8 @@
-"""Object-aware random crops: another part of the picture each time, but one that shows the object."""
+"""Crops around objects: random ones to learn from, and one with the object's surroundings to look at."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 
@@ -8,6 +10,8 @@ from vlm_core.masks import BoolMask
 
 _TRIES = 50
 _LEAST = 0.05
+_CONTEXT = 0.1
+"""Of an object's longer side, shown on each of its sides; as much as CLIPSeg's visual prompts show."""
 
 
 def object_crop(mask: BoolMask, rng: np.random.Generator) -> tuple[int, int, int, int]:
@@ -36,3 +40,30 @@ def object_crop(mask: BoolMask, rng: np.random.Generator) -> tuple[int, int, int
     start = int(starts[enough[0] if enough.size else int(shown.argmax())])
     left, top = (start, 0) if width > height else (0, start)
     return left, top, left + side, top + side
+
+
+def context_crop(box_xyxy_px: tuple[float, float, float, float], size_hw: tuple[int, int]) -> tuple[int, int, int, int]:
+    """The square around an object with a tenth of its surroundings, as far as the image has room for one.
+
+    A square, since models cut the middle out of what is longer than wide: of a pole they would never see the ends.
+    Where the border is near, the square is moved inside; in an image that is narrower, it is as wide as that.
+
+    Args:
+        box_xyxy_px: of the object, inside the image, the end exclusive.
+        size_hw: of the image, px.
+
+    Returns:
+        `xyxy`, px, the end exclusive; at least one pixel.
+    """
+    left, top, right, bottom = box_xyxy_px
+    side = math.ceil((1 + 2 * _CONTEXT) * max(right - left, bottom - top))
+    x0, x1 = _span((left + right) / 2, side, size_hw[1])
+    y0, y1 = _span((top + bottom) / 2, side, size_hw[0])
+    return x0, y0, x1, y1
+
+
+def _span(middle: float, side: int, length: int) -> tuple[int, int]:
+    """So many pixels about the middle, inside an axis of some length."""
+    side = max(1, min(side, length))
+    start = min(max(0, round(middle - side / 2)), length - side)
+    return start, start + side

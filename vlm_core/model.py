@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -87,6 +88,16 @@ class Model:
         return max(max(*t.size_hw, t.shortest_edge) for t in transforms)
 
     @property
+    def mask_input_hw(self) -> tuple[int, int]:
+        """What the masks' tower sees of an image, height and width, px. Raises CapabilityError where there is none."""
+        return self._mask_parts()[1].size_hw
+
+    @property
+    def patch_cells(self) -> int:
+        """How many cells of the decoder's answer a patch of its input is wide. Raises CapabilityError likewise."""
+        return math.prod(self._mask_parts()[0].config.head_kernels)
+
+    @property
     def encode_batch(self) -> int:
         """Images that go through the encoder at once; more are taken one such batch after the other."""
         return batch_sizes(self.device).images
@@ -133,7 +144,7 @@ class Model:
         """
         asked = self.encode_prompts([*as_prompts(prompts), Prompt(exemplars=exemplars)] if exemplars else prompts)
         grid = self.decode(self.encode_image(image), asked.conditions).logits
-        levels = choose_windows((image.height, image.width), self._mask_parts()[1].size_hw, tile)
+        levels = choose_windows((image.height, image.width), self.mask_input_hw, tile)
         grid = segment_windows(self, image, asked.conditions, grid, levels)
         return MaskLogits(asked.answer(grid, (image.height, image.width)), asked.names)
 

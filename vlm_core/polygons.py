@@ -85,7 +85,7 @@ def _polygon(part: RunMask, tolerance_px: float, min_iou: float) -> Polygon:
         simple = _simplify(rings, tolerance_px)
         if simple is not None:
             found = Polygon(simple[0], tuple(simple[1:]), tolerance_px)
-            if _iou(part, found.to_mask(part.size_hw)) >= min_iou:
+            if min_iou == 0 or iou_of_runs(part, found.to_mask(part.size_hw)) >= min_iou:
                 return found
         tolerance_px /= 2
     return Polygon(rings[0], tuple(rings[1:]), 0.0)
@@ -105,10 +105,14 @@ def _simplify(rings: list[Points], tolerance_px: float) -> list[Points] | None:
         outer, *holes = shapely.MultiLineString(lines).simplify(tolerance_px).geoms
         if not shapely.Polygon(outer, holes).is_valid:
             return None
-    return [np.asarray(line.coords)[:-1] for line in (outer, *holes)]
+    simple = [np.asarray(line.coords)[:-1] for line in (outer, *holes)]
+    # Of a small part a coarse tolerance may leave no more than some points in the other order.
+    turned = signed_area_px(simple[0]) <= 0 or any(signed_area_px(hole) >= 0 for hole in simple[1:])
+    return None if turned else simple
 
 
-def _iou(one: RunMask, other: RunMask) -> float:
+def iou_of_runs(one: RunMask, other: RunMask) -> float:
+    """The intersection over the union of two masks, of which at least one has pixels, 0..1."""
     both = union([one, other]).area_px
     return (one.area_px + other.area_px - both) / both
 
@@ -125,8 +129,8 @@ def _rings(part: RunMask) -> list[Points]:
     points = np.empty((8 * len(part), 2), dtype=np.float64)
     ends = np.empty(2 * len(part), dtype=np.int64)
     rings = _walk(picture, np.zeros_like(picture), points, ends)
-    points += (left - 1, top - 1)
-    return [points[start:stop].copy() for start, stop in zip((0, *ends[: rings - 1]), ends[:rings], strict=True)]
+    points = points[: ends[rings - 1]] + np.array((left - 1, top - 1))
+    return [points[start:stop] for start, stop in zip((0, *ends[: rings - 1]), ends[:rings], strict=True)]
 
 
 @compiled

@@ -246,8 +246,7 @@ def _predict_one(
         prepared = model.encode_prompts(asked)
         grid = model.decode(features, prepared.conditions).logits
         if masks.tile is not None:
-            assert model.mask_transform is not None  # it gave masks
-            levels = choose_windows(size_hw, model.mask_transform.size_hw, masks.tile)
+            levels = choose_windows(size_hw, model.mask_input_hw, masks.tile)
             grid = segment_windows(model, image, prepared.conditions, grid, levels)
         for index, prompt in enumerate(names):
             # one prompt at a time: all of them at full size would fill the memory of a large photograph

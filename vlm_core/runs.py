@@ -178,6 +178,14 @@ def union(masks: list[RunMask]) -> RunMask:
     )
 
 
+def intersection(masks: list[RunMask]) -> RunMask:
+    """The pixels of all of some masks of one size. Raises InputError for none, or different sizes."""
+    if len(masks) == 1:
+        return masks[0]
+    # What is in all of them is outside of none.
+    return union([mask.inverted() for mask in masks]).inverted()
+
+
 def fill_holes(mask: RunMask, largest_px: int | None = None) -> RunMask:
     """The mask with its holes filled.
 

@@ -18,7 +18,7 @@ whole picture ("left bird") are answered window by window. Ask for them without 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Literal
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Tile = Literal["auto"] | int | None
 """Side of the narrowest windows, px of the image; "auto" chooses it, None looks at the whole image alone."""
+Box = tuple[int, int, int, int]
+"""`xyxy`, px of the image, the end exclusive."""
 
 _OVERLAP = 0.25
 """Least share of a window that the next one sees too."""
@@ -83,7 +85,7 @@ class Windows:
         """How many windows there are."""
         return len(self.tops) * len(self.lefts)
 
-    def boxes(self) -> list[tuple[int, int, int, int]]:
+    def boxes(self) -> list[Box]:
         """Each window's `xyxy` box, px, the end exclusive, row by row."""
         height, width = (min(self.side, length) for length in self.size_hw)
         return [(left, top, left + width, top + height) for top in self.tops for left in self.lefts]
@@ -173,28 +175,37 @@ def segment_windows(
     Returns:
         Logits (C, h', w'), float32, CPU, on a finer grid: a view of the whole image.
     """
-    assert model.decoder is not None  # it gave the whole view
+
+    def answers(boxes: Sequence[Box]) -> Iterator[Tensor]:
+        for start in range(0, len(boxes), _BATCH):
+            crops = [image.crop(box) for box in boxes[start : start + _BATCH]]
+            features = model.encode_image(crops)
+            yield from (model.decode(features[index], conditions).logits for index in range(len(crops)))
+
+    return join_windows(whole, levels, model.patch_cells, answers)
+
+
+def join_windows(
+    whole: Tensor, levels: Sequence[Windows], patch_cells: int, answers: Callable[[Sequence[Box]], Iterable[Tensor]]
+) -> Tensor:
+    """`segment_windows` for windows that are answered elsewhere.
+
+    Args:
+        whole: (C, h, w), the answer for the whole image.
+        levels: of `choose_windows` for the image; without any, the answer is `whole`.
+        patch_cells: how many cells of an answer a patch of the model's input is wide, `Model.patch_cells`.
+        answers: boxes of windows -> (C, h, w) of each, in order; one at a time is held.
+    """
+    if not levels:
+        return whole
     # A patch of the input is as many cells of the answer as the head makes of it.
-    cells = math.prod(model.decoder.config.head_kernels)
-    patch_px = max(
-        length * cells / count for length, count in zip((image.height, image.width), whole.shape[1:], strict=True)
-    )
+    sides = zip(levels[0].size_hw, whole.shape[1:], strict=True)
+    patch_px = max(length * patch_cells / cells for length, cells in sides)
     answer = whole
     for windows in levels:
-        joined = windows.join(_answers(model, image, conditions, windows.boxes()))
-        answer = add_windows(answer, joined, windows.size_hw, _SEEN_WHOLE * patch_px)
-        patch_px = windows.side * cells / max(whole.shape[1:])
+        answer = add_windows(answer, windows.join(answers(windows.boxes())), windows.size_hw, _SEEN_WHOLE * patch_px)
+        patch_px = windows.side * patch_cells / max(whole.shape[1:])
     return answer
-
-
-def _answers(
-    model: Model, image: Image.Image, conditions: Tensor, boxes: Sequence[tuple[int, int, int, int]]
-) -> Iterator[Tensor]:
-    """The logits (C, h, w) of each window, encoded in batches."""
-    for start in range(0, len(boxes), _BATCH):
-        crops = [image.crop(box) for box in boxes[start : start + _BATCH]]
-        features = model.encode_image(crops)
-        yield from (model.decode(features[index], conditions).logits for index in range(len(crops)))
 
 
 def add_windows(before: Tensor, windows: Tensor, size_hw: tuple[int, int], seen_px: float) -> Tensor:

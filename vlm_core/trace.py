@@ -8,6 +8,7 @@ but for pixels within rounding of the level.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,14 @@ from numpy.typing import NDArray
 
 from vlm_core.compiled import compiled
 from vlm_core.errors import InputError
-from vlm_core.runs import Ints, RunMask
+from vlm_core.runs import Ints, RunMask, intersection, union
 
 Grid = NDArray[np.float32]
 Floats = NDArray[np.float64]
+
+_ABOVE_ZERO = float(np.nextafter(np.float32(0), np.float32(1)))
+_LEVEL_WITH_MOST = 1e-6
+"""Pixels whose value differs from the largest by no more than this are as certain as that one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +86,65 @@ def trace(grid: Grid, level: float, size_hw: tuple[int, int]) -> RunMask:
         stops,
     )
     return RunMask(rows[:found].copy(), starts[:found].copy(), stops[:found].copy(), size_hw)
+
+
+def trace_prompt(wanted: Sequence[Grid], unwanted: Sequence[Grid], level: float, size_hw: tuple[int, int]) -> RunMask:
+    """The pixels that belong to one prompt: where `vlm_core.prompts.PreparedPrompts.answer_one` reaches a level.
+
+    Args:
+        wanted: one grid or more, as for `trace`, of the conditions that speak for the prompt.
+        unwanted: those that speak against it, on a grid of the same shape.
+        level: a logit; at minus infinity every pixel is inside, as every probability is at least 0.
+        size_hw: of the image, px.
+
+    Raises:
+        InputError: no wanted grid, grids of different shapes, or as for `trace`.
+    """
+    if not wanted or len({grid.shape for grid in (*wanted, *unwanted)}) != 1:
+        raise InputError(
+            f"one wanted grid or more, all of one shape, are needed, got {[grid.shape for grid in wanted]} and "
+            f"{[grid.shape for grid in unwanted]} against them"
+        )
+    # The largest of several answers reaches the level where any of them does, and exceeds what is not meant where any
+    # of them exceeds all of that. Interpolation is linear: that of a difference is the difference of two.
+    return union(
+        [
+            intersection(
+                [trace(grid, level, size_hw)]
+                + [trace(grid - against, _ABOVE_ZERO, size_hw) for against in unwanted if level > -np.inf]
+            )
+            for grid in wanted
+        ]
+    )
+
+
+def peaks_inside(grid: Grid, mask: RunMask, parts: Ints, count: int) -> Ints:
+    """The pixel of each part of a mask at which an upsampled grid is largest.
+
+    Where many are (a plateau), the one of them that is nearest to the part's centre of mass.
+
+    Args:
+        grid, mask, parts, count: as for `mean_inside`; each part has at least one pixel.
+
+    Returns:
+        int32, (count, 2), x and y, px.
+    """
+    height, width = mask.size_hw
+    down, along = _Axis.of(height, grid.shape[0]), _Axis.of(width, grid.shape[1])
+    most = np.full(count, -np.inf)
+    found = np.zeros((count, 2), dtype=np.int32)
+    inside = parts >= 0
+    length = (mask.stops - mask.starts)[inside].astype(np.float64)
+    sums = np.zeros((count, 3))
+    middle = (mask.starts[inside] + mask.stops[inside] - 1) / 2
+    np.add.at(sums, parts[inside], np.stack((length, length * middle, length * mask.rows[inside]), axis=1))
+    with np.errstate(invalid="ignore"):
+        centres: Floats = sums[:, 1:] / sums[:, :1]
+    values = np.ascontiguousarray(grid, dtype=np.float32)
+    axes = (down.low, down.share, along.low, along.share, along.first)
+    _find_peaks(values, mask.rows, mask.starts, mask.stops, parts, *axes, most, centres, found, 0.0)
+    _find_peaks(values, mask.rows, mask.starts, mask.stops, parts, *axes, most, centres, found, _LEVEL_WITH_MOST)
+    return found
 
 
 def mean_inside(grid: Grid, mask: RunMask, parts: Ints, count: int) -> Floats:
@@ -192,3 +256,56 @@ def _sum(
             first, end = max(starts[run], first_pixel[column]), min(stops[run], first_pixel[column + 1])
             total += here * (end - first) + (there - here) * (shares[end] - shares[first])
         sums[part] += total
+
+
+@compiled
+def _find_peaks(
+    grid: Grid,
+    rows: Ints,
+    starts: Ints,
+    stops: Ints,
+    parts: Ints,
+    row_low: Ints,
+    row_share: NDArray[np.float32],
+    column_low: Ints,
+    column_share: NDArray[np.float32],
+    first_pixel: Ints,
+    most: Floats,
+    centres: Floats,
+    found: Ints,
+    slack: float,
+) -> None:
+    # Without slack, the largest value of each part. With it, the pixel that comes within it and is nearest to the
+    # centre. Between two cells a row is a line: the largest value is at an end, and so are those that equal it unless
+    # the line is level.
+    bottom, last_column = grid.shape[0] - 1, grid.shape[1] - 1
+    nearest = np.full(most.size, np.inf)
+    for run in range(rows.size):
+        part = parts[run]
+        if part < 0:
+            continue
+        above, share = row_low[rows[run]], np.float64(row_share[rows[run]])
+        below = min(above + 1, bottom)
+        for column in range(column_low[starts[run]], column_low[stops[run] - 1] + 1):
+            after = min(column + 1, last_column)
+            here = grid[above, column] * (1.0 - share) + grid[below, column] * share
+            there = grid[above, after] * (1.0 - share) + grid[below, after] * share
+            first, end = max(starts[run], first_pixel[column]), min(stops[run], first_pixel[column + 1])
+            if first >= end:
+                continue
+            at_first = here + (there - here) * np.float64(column_share[first])
+            at_last = here + (there - here) * np.float64(column_share[end - 1])
+            if slack == 0.0:
+                most[part] = max(most[part], at_first, at_last)
+                continue
+            left = at_first >= most[part] - slack
+            right = at_last >= most[part] - slack
+            if not left and not right:
+                continue
+            x = first if left else end - 1
+            if left and right:
+                x = min(max(round(centres[part, 0]), first), end - 1)
+            distance = (x - centres[part, 0]) ** 2 + (rows[run] - centres[part, 1]) ** 2
+            if distance < nearest[part]:
+                nearest[part] = distance
+                found[part, 0], found[part, 1] = x, rows[run]

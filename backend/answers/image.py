@@ -2,116 +2,63 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import numpy as np
-
-from backend import decoding
-from backend.answers.request import PredictionRequest
-from backend.choices import choose, choose_each
-from backend.features import Kind
-from backend.inference import HashedImage, Inference
+from backend.answers.masks import find_masks
+from backend.answers.ranker import answer_ranker, read_items
+from backend.answers.request import ControlAnswer, PredictionRequest
+from backend.answers.shapes import draw_shapes, questions_of
+from backend.answers.tags import answer_regions, answer_whole
+from backend.answers.view import ImageView, SizedImage
+from backend.inference import Inference
 from backend.label_studio.config import ControlPlan
-from backend.label_studio.results import Region, brush_region, choices_region, rectangle_region
-from backend.versions import effective_threshold
-
-
-class SizedImage(HashedImage, Protocol):
-    """An image file that knows how large the annotator sees it; its pixels may be fewer."""
-
-    @property
-    def size_hw(self) -> tuple[int, int]:
-        """As the annotator sees it, px."""
-
-
-@dataclass(frozen=True)
-class ControlAnswer:
-    """What one control says of one image.
-
-    Attributes:
-        regions: its results; empty where nothing was found.
-        scores: of what it was asked for, 0..1, also of what was not found.
-    """
-
-    regions: list[Region]
-    scores: list[float]
 
 
 def answer_image(
-    inference: Inference, image: SizedImage, controls: Sequence[ControlPlan], request: PredictionRequest
-) -> Iterator[ControlAnswer]:
-    """Answer the controls that look at one image, in their order.
+    inference: Inference,
+    image: SizedImage,
+    controls: Sequence[ControlPlan],
+    data: Mapping[str, Any],
+    request: PredictionRequest,
+) -> list[ControlAnswer]:
+    """Answer the controls that look at one image, in their order; those that are asked per region come last.
+
+    Args:
+        inference: asks the model.
+        image: of the task.
+        controls: those of the request that look at it, with the task's own phrases.
+        data: of the task.
+        request: that it belongs to.
 
     Raises:
-        TaskError: the time is up.
+        TaskError: the time is up, or the data lacks what a control needs.
+        ImageError: the image cannot be decoded.
         VLMError: as the model raises it.
     """
-    model, deadline = request.model, request.deadline
-    tagged = [control for control in controls if control.kind == "choices"]
-    prompts = _phrases(control for control in controls if control.kind != "choices")
-    both = bool(prompts and tagged) and model.one_view
-    grids: dict[str, decoding.Logits] = {}
-    ranked: dict[str, dict[str, float]] = {}
-    if prompts:
-        kind: Kind = "both" if both else "masks"
-        features = inference.features(kind, model, image, deadline.remaining())
-        grids = inference.grids(model, features, prompts, deadline.remaining())
-    if tagged and not both:
-        features = inference.features("tags", model, image, deadline.remaining())
-    for control in tagged:
-        tags = inference.ranking(
-            model, features, _phrases([control]), deadline.remaining(), multiple=_each(control, request)
-        )
-        ranked[control.from_name] = {tag.tag: tag.probability for tag in tags}
+    drawing = [control for control in controls if control.shape is not None]
+    tagging = any(
+        control.shape is None and not control.per_region and control.text != "phrases" for control in controls
+    )
+    items = {control.from_name: read_items(control, data) for control in controls if control.kind == "ranker"}
+    view = ImageView(inference, image, request, masks=bool(drawing), tags=tagging)
+
+    asked = {control.from_name: questions_of(control, view) for control in drawing}
+    points = [question for control in drawing if control.shape == "keypoint" for question in asked[control.from_name]]
+    found = find_masks((question for own in asked.values() for question in own), view, with_peaks=points)
+    masks = {name: [found[question] for question in own] for name, own in asked.items()}
+    shapes = {control.from_name: draw_shapes(control, masks[control.from_name], view) for control in drawing}
+    drawn = [shape for own in shapes.values() for shape in own]
+
+    answers: list[ControlAnswer] = []
     for control in controls:
-        if control.kind == "choices":
-            yield _choices(control, ranked[control.from_name], each=_each(control, request))
-        else:
-            yield _masks(control, grids, image.size_hw, request)
-
-
-def _masks(
-    control: ControlPlan, grids: Mapping[str, decoding.Logits], size_hw: tuple[int, int], request: PredictionRequest
-) -> ControlAnswer:
-    answer = ControlAnswer([], [])
-    least = decoding.least_area_px(control.min_area, size_hw)
-    version = request.version
-    for label in control.labels:
-        request.check_time()  # hundreds of labels on a large image take their time
-        found = decoding.decode_label(
-            np.stack([grids[phrase] for phrase in label.prompts]),
-            size_hw,
-            threshold=effective_threshold(label.label, control.threshold, version.manifest),
-            min_area_px=least,
-            temperature=version.temperature(label.label),
-        )
-        answer.scores.append(found.score)
-        if found.mask is None:
-            continue
-        if control.kind == "brushlabels":
-            answer.regions.append(brush_region(found.mask, control, label.label, round(found.score, 4)))
-            continue
-        best = sorted(found.parts, key=lambda part: -part.score)[: control.top_k]
-        answer.regions.extend(
-            rectangle_region(part.box_xyxy_px, size_hw, control, label.label, round(part.score, 4)) for part in best
-        )
-    return answer
-
-
-def _each(control: ControlPlan, request: PredictionRequest) -> bool:
-    """Whether each label is answered alone: several answers of a model that was trained to say yes or no."""
-    return control.multiple and request.model.tag_calibration is not None
-
-
-def _choices(control: ControlPlan, probabilities: Mapping[str, float], *, each: bool) -> ControlAnswer:
-    choice = choose_each(control, probabilities) if each else choose(control, probabilities)
-    if not choice.labels:
-        return ControlAnswer([], [choice.score])
-    return ControlAnswer([choices_region(control, choice.labels, round(choice.score, 4))], [choice.score])
-
-
-def _phrases(controls: Iterable[ControlPlan]) -> list[str]:
-    """Every phrase of the controls once, in order."""
-    return list(dict.fromkeys(phrase for control in controls for label in control.labels for phrase in label.prompts))
+        name = control.from_name
+        if control.shape is not None:
+            regions = [result for shape in shapes[name] for result in shape.results]
+            answers.append(ControlAnswer(regions, [mask.score for mask in masks[name]]))
+        elif control.kind == "ranker":
+            answers.append(answer_ranker(control, items[name], view))
+        elif not control.per_region:
+            answers.append(answer_whole(control, drawn, view))
+    # The editor wants regions before what is said about them.
+    return answers + [answer_regions(control, drawn, view) for control in controls if control.per_region]

@@ -1,4 +1,4 @@
-"""What all tasks of one request share."""
+"""What all tasks of one request share, and what each control says of a task."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 
 from backend.label_studio.config import ControlPlan
+from backend.label_studio.results import Region
 from backend.model_store import ServedVersion, ServingModel
 from backend.plans import ConfigPlan
 
@@ -56,3 +57,16 @@ class PredictionRequest:
         """Raise TaskError where the time is up: what takes long asks now and then."""
         if not self.deadline.remaining():
             raise TaskError(self.deadline.late)
+
+
+@dataclass(frozen=True)
+class ControlAnswer:
+    """What one control says of one image.
+
+    Attributes:
+        regions: its results; empty where nothing was found.
+        scores: of what it was asked for, 0..1, also of what was not found.
+    """
+
+    regions: list[Region]
+    scores: list[float]

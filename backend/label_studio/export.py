@@ -321,12 +321,12 @@ class _Converter:
         phrases: dict[str, tuple[str, ...]] = {}
         data = task.get("data")
         for name, label in self._labels.get(to_name, {}).items():
+            own = label.phrases(data if isinstance(data, Mapping) else {})
             if label.prompt_from is None:
-                phrases[name] = label.prompts
+                phrases[name] = own
                 continue
-            text = data.get(label.prompt_from) if isinstance(data, Mapping) else None
             try:
-                phrases[name] = (clean_phrase(text if isinstance(text, str) else ""),)
+                phrases[name] = tuple(clean_phrase(phrase) for phrase in own or ("",))
             except LeftOutError:
                 where = f"label {name} of task {task.get('id')}"
                 self.writer.summary.leave_out(f"the task's data has no phrase in {label.prompt_from!r}", where)

@@ -37,6 +37,24 @@ Shape = Literal["brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint
 _SHAPES: tuple[Shape, ...] = ("brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint")
 
 
+def read_field(data: Mapping[str, Any], key: str) -> Any:
+    """What a task's data holds in a field; None where there is none.
+
+    Like the editor, reads `a.b[0]` as a path where there is no field of exactly that name.
+    """
+    value: Any = data.get(key)
+    if value is None:
+        value = data
+        for step in re.findall(r"[^.\[\]]+", key):
+            if isinstance(value, Mapping):
+                value = value.get(step)
+            elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdigit():
+                value = value[int(step)] if int(step) < len(value) else None
+            else:
+                return None
+    return value
+
+
 @dataclass(frozen=True)
 class LabelPrompt:
     """One label and the phrases that stand for it.
@@ -57,6 +75,19 @@ class LabelPrompt:
     not_prompts: tuple[str, ...] = ()
     prompt_from: str | None = None
     path: tuple[str, ...] = ()
+
+    def phrases(self, data: Mapping[str, Any]) -> tuple[str, ...]:
+        """The phrases that stand for the label in one task: `prompts`, or what its data holds in `prompt_from`.
+
+        There, alternatives are a list of texts, or one text with `|` between them. () where there is none.
+        """
+        if self.prompt_from is None:
+            return self.prompts
+        found = read_field(data, self.prompt_from)
+        texts = found.split("|") if isinstance(found, str) else found
+        if not isinstance(texts, Sequence) or not all(isinstance(text, str) for text in texts):
+            return ()
+        return tuple(dict.fromkeys(text.strip() for text in texts if text.strip()))
 
 
 @dataclass(frozen=True)
@@ -117,20 +148,8 @@ class ControlPlan:
         return self.shape not in (None, "keypoint")
 
     def image_uri(self, data: Mapping[str, Any]) -> str | None:
-        """The image's address in a task's data; None where the field is absent or holds no text.
-
-        Like the editor, reads `a.b[0]` as a path where there is no field of exactly that name.
-        """
-        value: Any = data.get(self.image_key)
-        if value is None:
-            value = data
-            for step in re.findall(r"[^.\[\]]+", self.image_key):
-                if isinstance(value, Mapping):
-                    value = value.get(step)
-                elif isinstance(value, Sequence) and not isinstance(value, str) and step.isdigit():
-                    value = value[int(step)] if int(step) < len(value) else None
-                else:
-                    return None
+        """The image's address in a task's data; None where the field is absent or holds no text."""
+        value = read_field(data, self.image_key)
         return value if isinstance(value, str) and value else None
 
     def label_named(self, name: str) -> LabelPrompt | None:

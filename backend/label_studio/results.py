@@ -1,37 +1,93 @@
-"""Predictions as Label Studio's result regions.
+"""Predictions as Label Studio's results.
 
-A region is a plain dict, complete and ready for JSON: `id, from_name, to_name, type, value, score, origin`, and
+A result is a plain dict, complete and ready for JSON: `id, from_name, to_name, type, value, score, origin`, and
 for regions on the image `original_width, original_height, image_rotation`. Coordinates are percent of the
 displayed image (EXIF orientation applied). What comes back from annotators is read in
 `backend.label_studio.annotation_masks`.
+
+A shape with its labels (`PolygonLabels`) is one result. A bare shape (`Polygon`) beside a `Labels` tag is two with one
+id, the shape and its labels, as the editor writes them; so is what is answered for a region, with the shape's id.
 """
 
 from __future__ import annotations
 
 import math
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from backend.label_studio.annotation_masks import AnnotationMasks, UnreadRegion, masks_from_results
-from backend.label_studio.brush import Mask, encode_runs
+from backend.label_studio.brush import Mask
 from backend.label_studio.config import ControlPlan
+from backend.label_studio.values import Value, brush_value, rectangle_value
 from vlm_core.runs import RunMask
 
 __all__ = [
     "AnnotationMasks",
     "Region",
     "UnreadRegion",
+    "answer_region",
     "brush_region",
     "choices_region",
     "masks_from_results",
     "rectangle_region",
-    "rectangle_regions",
+    "shape_regions",
 ]
 
 Region = dict[str, Any]
+
+_OF_THE_SHAPE = ("id", "original_width", "original_height", "image_rotation")
+
+
+def shape_regions(
+    control: ControlPlan, value: Value, label: str, score: float, size_hw: tuple[int, int]
+) -> list[Region]:
+    """One shape with its label.
+
+    Args:
+        control: that draws such shapes.
+        value: of the shape, as `backend.label_studio.values` makes it.
+        label: one of the control's labels, as it goes into results.
+        score: 0..1.
+        size_hw: height and width of the displayed image, px.
+
+    Returns:
+        One result; two of a bare shape, the shape first.
+
+    Raises:
+        ValueError: a score that is not within 0..1, or a label that the control has not.
+    """
+    if all(item.label != label for item in control.labels):
+        raise ValueError(f"the control {control.from_name!r} has no label {label!r}")
+    placed = {
+        "id": _new_id(),
+        "original_width": int(size_hw[1]),
+        "original_height": int(size_hw[0]),
+        "image_rotation": 0,
+    }
+    if control.labels_name is None:
+        return [_result(control, control.kind, {**value, control.kind: [label]}, score, placed)]
+    labelled = _result(control, "labels", {**value, "labels": [label]}, score, placed)
+    return [_result(control, control.kind, dict(value), score, placed), labelled | {"from_name": control.labels_name}]
+
+
+def answer_region(control: ControlPlan, value: Value, score: float, shape: Mapping[str, Any] | None = None) -> Region:
+    """The answer of a control that draws nothing.
+
+    Args:
+        control: `choices`, `taxonomy`, `textarea` or `ranker`.
+        value: such as `{"choices": ["a"]}`.
+        score: 0..1.
+        shape: the result of the shape that is answered for, whose id, size and geometry it takes, as the editor's own
+            does; None: the whole image, without any size, likewise.
+
+    Raises:
+        ValueError: a score that is not within 0..1.
+    """
+    if shape is None:
+        return _result(control, control.kind, value, score, {"id": _new_id()})
+    geometry = {name: item for name, item in shape["value"].items() if name != shape["type"]}
+    return _result(control, control.kind, {**geometry, **value}, score, {name: shape[name] for name in _OF_THE_SHAPE})
 
 
 def brush_region(mask: Mask | RunMask, control: ControlPlan, label: str, score: float) -> Region:
@@ -49,11 +105,10 @@ def brush_region(mask: Mask | RunMask, control: ControlPlan, label: str, score: 
     Raises:
         ValueError: an empty mask, a score that is not within 0..1, or a label that the control has not.
     """
+    _refuse_other_kind(control, "brushlabels")
     runs = mask if isinstance(mask, RunMask) else RunMask.from_array(mask)
-    if not len(runs):
-        raise ValueError(f'the mask for "{label}" is empty: leave the region out')
-    value = {"format": "rle", "rle": encode_runs(runs), "brushlabels": [_own_label(control, label)]}
-    return _region(control, "brushlabels", value, score, size_hw=runs.size_hw)
+    (region,) = shape_regions(control, brush_value(runs), label, score, runs.size_hw)
+    return region
 
 
 def rectangle_region(
@@ -79,48 +134,13 @@ def rectangle_region(
     Raises:
         ValueError: a box without area or beyond the image; a wrong score or label.
     """
-    height, width = size_hw
-    left, top, right, bottom = (float(edge) for edge in box_xyxy_px)
-    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(f"box {box_xyxy_px} has no area or leaves the image of {width} x {height} px")
-    value = {
-        "x": 100.0 * left / width,
-        "y": 100.0 * top / height,
-        "width": 100.0 * (right - left) / width,
-        "height": 100.0 * (bottom - top) / height,
-        "rotation": 0,
-        "rectanglelabels": [_own_label(control, label)],
-    }
-    return _region(control, "rectanglelabels", value, score, size_hw=size_hw)
-
-
-def rectangle_regions(masks: Sequence[Mask], control: ControlPlan, label: str, scores: Sequence[float]) -> list[Region]:
-    """The box around each mask, one region per mask.
-
-    Args:
-        masks: bool, (H, W) each, usually the connected parts of one label's mask; none empty.
-        control: a `rectanglelabels` control.
-        label: one of the control's labels.
-        scores: 0..1, one per mask.
-
-    Returns:
-        As many regions as masks, in order.
-
-    Raises:
-        ValueError: an empty mask, another number of scores, a wrong score or label.
-    """
-    regions = []
-    for mask, score in zip(masks, scores, strict=True):
-        rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-        if rows.size == 0:
-            raise ValueError(f'a mask for "{label}" is empty: leave the region out')
-        box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-        regions.append(rectangle_region(box, (mask.shape[0], mask.shape[1]), control, label, score))
-    return regions
+    _refuse_other_kind(control, "rectanglelabels")
+    (region,) = shape_regions(control, rectangle_value(box_xyxy_px, size_hw), label, score, size_hw)
+    return region
 
 
 def choices_region(control: ControlPlan, labels: Sequence[str], score: float) -> Region:
-    """The answer of one `choices` control.
+    """The answer of one `choices` control for the whole image.
 
     Args:
         control: a `choices` control.
@@ -134,27 +154,31 @@ def choices_region(control: ControlPlan, labels: Sequence[str], score: float) ->
         ValueError: no label, several where one is allowed, a repeat, a label that the control has not, or a
             wrong score.
     """
-    chosen = [_own_label(control, label) for label in labels]
-    if not chosen or len(set(chosen)) != len(chosen) or (len(chosen) > 1 and not control.multiple):
-        raise ValueError(f"{chosen} is no answer for the control {control.from_name!r}")
-    return _region(control, "choices", {"choices": chosen}, score, size_hw=None)
+    _refuse_other_kind(control, "choices")
+    unknown = [label for label in labels if all(item.label != label for item in control.labels)]
+    if unknown:
+        raise ValueError(f"the control {control.from_name!r} has no label {unknown[0]!r}")
+    if not labels or len(set(labels)) != len(labels) or (len(labels) > 1 and not control.multiple):
+        raise ValueError(f"{list(labels)} is no answer for the control {control.from_name!r}")
+    return answer_region(control, {"choices": list(labels)}, score)
 
 
-def _own_label(control: ControlPlan, label: str) -> str:
-    if all(item.label != label for item in control.labels):
-        raise ValueError(f"the control {control.from_name!r} has no label {label!r}")
-    return label
-
-
-def _region(control: ControlPlan, kind: str, value: Region, score: float, *, size_hw: tuple[int, int] | None) -> Region:
+def _refuse_other_kind(control: ControlPlan, kind: str) -> None:
     if control.kind != kind:
         raise ValueError(f"the control {control.from_name!r} takes {control.kind}, not {kind}")
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex[:10]
+
+
+def _result(control: ControlPlan, kind: str, value: Value, score: float, placed: Mapping[str, Any]) -> Region:
     score = float(score)
     if not (math.isfinite(score) and 0.0 <= score <= 1.0):
         # Label Studio refuses the whole batch over one score that is out of range.
         raise ValueError(f"a score is a number from 0 to 1, not {score}")
-    region: Region = {
-        "id": uuid.uuid4().hex[:10],
+    return {
+        **placed,
         "from_name": control.from_name,
         "to_name": control.to_name,
         "type": kind,
@@ -162,8 +186,3 @@ def _region(control: ControlPlan, kind: str, value: Region, score: float, *, siz
         "score": score,
         "origin": "prediction",
     }
-    if size_hw is not None:
-        region["original_width"] = int(size_hw[1])
-        region["original_height"] = int(size_hw[0])
-        region["image_rotation"] = 0
-    return region

@@ -50,6 +50,12 @@ class ColourModel:
         return GRID
 
     @property
+    def mask_input_hw(self) -> tuple[int, int]:
+        return GRID, GRID
+
+    patch_cells: int = 4
+
+    @property
     def features_id(self) -> str:
         return self.fingerprint[:16]
 

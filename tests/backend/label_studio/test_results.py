@@ -22,7 +22,6 @@ from backend.label_studio.results import (
     choices_region,
     masks_from_results,
     rectangle_region,
-    rectangle_regions,
 )
 
 Mask = npt.NDArray[np.bool_]
@@ -99,21 +98,6 @@ def test_a_box_comes_back_as_its_pixels(size_hw: tuple[int, int], corners: tuple
     assert mask[top:bottom, left:right].all()
 
 
-def test_boxes_surround_their_masks() -> None:
-    first, second = np.zeros((8, 10), bool), np.zeros((8, 10), bool)
-    first[2:5, 3], first[4, 3:7] = True, True
-    second[7, 9] = True
-    regions = rectangle_regions([first, second], BOX, "Sign", [0.5, 0.25])
-    assert [(r["value"]["x"], r["value"]["y"], r["value"]["width"], r["value"]["height"]) for r in regions] == [
-        pytest.approx((30, 25, 40, 37.5)),
-        pytest.approx((90, 87.5, 10, 12.5)),
-    ]
-    assert [r["score"] for r in regions] == [0.5, 0.25]
-    assert len({r["id"] for r in regions}) == 2
-    assert errors(*regions) == []
-    assert rectangle_regions([], BOX, "Sign", []) == []
-
-
 def test_choices_regions() -> None:
     one, several = choices_region(WEATHER, ["r"], 0.9), choices_region(SEEN, ["a", "b"], 0.5)
     assert errors(one, several) == []
@@ -131,8 +115,6 @@ def test_scores_out_of_range_are_refused(score: float) -> None:
 def test_wrong_regions_are_refused() -> None:
     with pytest.raises(ValueError, match="empty"):
         brush_region(np.zeros((2, 2), bool), MASK, "C", 0.5)
-    with pytest.raises(ValueError, match="empty"):
-        rectangle_regions([np.zeros((2, 2), bool)], BOX, "Sign", [0.5])
     with pytest.raises(ValueError, match="no label 'Car'"):
         brush_region(np.ones((2, 2), bool), MASK, "Car", 0.5)
     with pytest.raises(ValueError, match="takes rectanglelabels"):
