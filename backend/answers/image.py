@@ -37,11 +37,11 @@ def answer_image(
         VLMError: as the model raises it.
     """
     drawing = [control for control in controls if control.shape is not None]
-    tagging = any(
-        control.shape is None and not control.per_region and control.text != "phrases" for control in controls
-    )
+    ranking = [control for control in controls if control.shape is None and control.text != "phrases"]
     items = {control.from_name: read_items(control, data) for control in controls if control.kind == "ranker"}
-    view = ImageView(inference, image, request, masks=bool(drawing), tags=tagging)
+    view = ImageView(
+        inference, image, request, masks=bool(drawing), tags=any(not control.per_region for control in ranking)
+    )
 
     asked = {control.from_name: questions_of(control, view) for control in drawing}
     points = [question for control in drawing if control.shape == "keypoint" for question in asked[control.from_name]]
