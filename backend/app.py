@@ -21,11 +21,17 @@ from backend.api.routes import make_router
 from backend.decoding import decode_label
 from backend.disk_cache import DiskCache
 from backend.gpu_memory import bound_gpu_memory
-from backend.label_studio.brush import encode_runs
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.label_studio.titles import ProjectTitles
+from backend.label_studio.values import (
+    bitmask_value,
+    brush_value,
+    ellipse_value,
+    polygon_value,
+    rotated_rectangle_value,
+)
 from backend.metrics import Metrics
 from backend.model_store import ModelStore, ServingModel, StoreState
 from backend.page.gather import PageSource
@@ -165,10 +171,12 @@ def load_model(settings: Settings) -> ServingModel:
 
 
 def prepare_masks() -> None:
-    """Draw a mask of four pixels: compiles the loops, or reads them from where numba keeps them."""
-    found = decode_label(np.ones((2, 2, 2), dtype=np.float32), (2, 2), threshold=0.5)
-    assert found.mask is not None  # the logits are 1
-    encode_runs(found.mask)
+    """Draw a mask of four pixels in every way: compiles the loops, or reads them from where numba keeps them."""
+    ones = np.ones((1, 2, 2), dtype=np.float32)
+    found = decode_label(ones, (2, 2), threshold=0.5, unwanted=-ones, peaks=True)
+    (piece,) = found.pieces()  # the logits are 1
+    for draw in (brush_value, bitmask_value, polygon_value, rotated_rectangle_value, ellipse_value):
+        draw(piece)
 
 
 def label_studio_client(settings: Settings) -> Callable[[], LabelStudioClient] | None:

@@ -275,7 +275,7 @@ def _nothing_to_do(plan: PredictionPlan, model: ServingModel) -> str:
             "whole image: add one, or let the operator serve a CLIPSeg checkpoint"
         )
     ignored = "; ".join(f"{item.name}: {item.reason}" for item in plan.ignored)
-    return "the labelling config holds nothing to predict: add BrushLabels, RectangleLabels or Choices on an image" + (
+    return "the labelling config holds nothing to predict: add labels to draw or choices on an image" + (
         f" (left alone: {ignored})" if ignored else ""
     )
 

@@ -27,6 +27,7 @@ PARTS: dict[str, Callable[[Path, Path, int], Iterator[Row]]] = {
     "brush": cases.brush_codec,
     "questions": whole_requests.second_question,
     "requests": whole_requests.large_photograph,
+    "shapes": whole_requests.every_shape,
     "memory": processes.peak_memory,
     "start": processes.start_up,
     "gpu": gpu.throughput,

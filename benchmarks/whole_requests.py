@@ -86,11 +86,13 @@ def predictor(model: Watched, folder: Path, *, feature_cache_bytes: int) -> Iter
     made.close()
 
 
-def label_config(phrases: Sequence[str]) -> str:
+SHAPES = ("Brush", "Bitmask", "Polygon", "Rectangle", "Ellipse", "KeyPoint")
+
+
+def label_config(phrases: Sequence[str], shapes: Sequence[str] = SHAPES[:1]) -> str:
     labels = "".join(f'<Label value="{phrase}"/>' for phrase in phrases)
-    return (
-        f'<View><Image name="image" value="$image"/><BrushLabels name="b" toName="image">{labels}</BrushLabels></View>'
-    )
+    tags = "".join(f'<{s}Labels name="{s.lower()}" toName="image">{labels}</{s}Labels>' for s in shapes)
+    return f'<View><Image name="image" value="$image"/>{tags}</View>'
 
 
 def ask(predictor: Predictor, name: str, config: str) -> str:
@@ -165,6 +167,36 @@ def large_photograph(checkpoint: Path, folder: Path, repeats: int) -> Iterator[R
             ratios(Samples(tuple(theirs)), Samples(tuple(ours[:rounds]))),
             reference=ms(Samples(tuple(theirs))),
             ours=ms(Samples(tuple(ours))),
+        )
+
+
+def every_shape(checkpoint: Path, folder: Path, repeats: int) -> Iterator[Row]:
+    """What each kind of region adds to a request with brushes, which has all of the fetching and the model."""
+    path = folder / "large.jpg"
+    photograph((4000, 3000)).save(path, quality=90)
+    model = Watched(vlm_core.load(checkpoint, "cpu", "auto"), fixed_logits(8))
+    configs = {f"{s}Labels": label_config(PHRASES[:8], (s,)) for s in SHAPES}
+    configs["all six"] = label_config(PHRASES[:8], SHAPES)
+    rest: dict[str, list[float]] = {name: [] for name in configs}
+    whole: dict[str, list[float]] = {name: [] for name in configs}
+    sizes: dict[str, int] = {}
+    with predictor(model, folder, feature_cache_bytes=0) as asked:
+        for round_ in range(2 * repeats + 1):  # the first one warms up
+            for name, config in configs.items():
+                model.seconds = 0.0
+                took = seconds(
+                    lambda name=name, config=config: sizes.update({name: len(ask(asked, path.name, config))})
+                )  # type: ignore[misc]  # noqa: E501
+                if round_:
+                    whole[name].append(took)
+                    rest[name].append(took - model.seconds)
+    for name in configs:
+        yield Row(
+            f"4000 x 3000 JPEG to JSON, 8 labels as {name} ({sizes[name] / 1000:.0f} kB)",
+            "all but the model, s",
+            Samples(tuple(rest[name])),
+            ours=ms(Samples(tuple(whole[name]))),
+            most=0.15 if name == "BrushLabels" else None,
         )
 
 
