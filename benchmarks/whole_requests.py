@@ -186,7 +186,7 @@ def every_shape(checkpoint: Path, folder: Path, repeats: int) -> Iterator[Row]:
                 model.seconds = 0.0
                 took = seconds(
                     lambda name=name, config=config: sizes.update({name: len(ask(asked, path.name, config))})
-                )  # type: ignore[misc]  # noqa: E501
+                )  # type: ignore[misc]
                 if round_:
                     whole[name].append(took)
                     rest[name].append(took - model.seconds)
