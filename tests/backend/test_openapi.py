@@ -35,9 +35,10 @@ EXAMPLES = 30
 SEED = 20240611
 
 
-@pytest.fixture(scope="module")
-def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
-    directory = tmp_path_factory.mktemp("openapi")
+@pytest.fixture
+def app(tmp_path: Path) -> Iterator[FastAPI]:
+    """One for each test: Schemathesis ends it after a run, and an app that has ended answers nothing."""
+    directory = tmp_path
     make_clipseg_directory(directory / "tiny", mask_size=64, image_size=64)
     (directory / "files").mkdir()
     Image.new("RGB", (40, 30), "red").save(directory / "files" / "a.png")
@@ -56,7 +57,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     release_server(directory / "data" / "redis")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def loaded(app: FastAPI) -> schemathesis.BaseSchema:
     """The document as the server gives it to who has credentials, once the model is there."""
     config = {
