@@ -17,7 +17,6 @@ import traceback
 from collections.abc import Collection, Iterator
 from datetime import UTC, datetime
 from typing import Any, Literal
-from urllib.parse import quote
 
 OWN = ("backend", "vlm_core", "training_jobs")
 """Our packages: their loggers follow `LOG_LEVEL`."""
@@ -45,8 +44,7 @@ class Line:
         self.fields = {name: value for name, value in fields.items() if value is not None}
 
     def __str__(self) -> str:
-        # Quoted, so that no value can fake a field or a line of its own.
-        return " ".join(f"{name}={quote(str(value), safe='/-_.:+')}" for name, value in self.fields.items())
+        return " ".join(f"{name}={_plain(value)}" for name, value in self.fields.items())
 
 
 class SafeFormatter(logging.Formatter):
@@ -124,6 +122,13 @@ def configure_logging(level: str, style: LogFormat = "text", *, secrets: Collect
         logging.getLogger(name).setLevel(max(own, logging.INFO))
 
 
+def _plain(value: object) -> str:
+    """A value that needs no quotes, or a JSON string: none can fake a field or a line of its own."""
+    text = str(value)
+    return text if _PLAIN.fullmatch(text) else json.dumps(text)
+
+
+_PLAIN = re.compile(r"[\w/.:+%,-]+", re.ASCII)
 _CUT = "[removed]"
 _UNSAFE = (
     # Basic, Bearer and legacy credentials; prose about them has no digits in its next word.
@@ -145,10 +150,11 @@ def _told(error: BaseException, seen: frozenset[int] = frozenset()) -> Iterator[
         yield "\nand then:\n"
     yield from (line.rstrip("\n") for line in traceback.format_tb(error.__traceback__))
     kind = type(error)
-    yield f"{kind.__module__}.{kind.__qualname__}: {_text(error)}"
+    yield f"{kind.__module__}.{kind.__qualname__}: {error_text(error)}"
 
 
-def _text(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
+    """What an error says where it is one of ours or the system's; of others only that it is left out."""
     own = type(error).__module__.partition(".")[0] in OWN
     # RuntimeError: what torch and CUDA say.
     system = isinstance(error, (OSError, RuntimeError, MemoryError, AssertionError)) and not isinstance(

@@ -21,6 +21,7 @@ from rq.timeouts import JobTimeoutException
 from backend.job_history import JobHistory, JobOutcome, JobRecord
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageError
+from backend.logs import Line, error_text
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionStore
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 1.0
+
+FORESEEN = (VLMError, SettingsError, LabelStudioError, ImageError, JobTimeoutException)
+"""Errors whose text is ours, for people, and says the remedy."""
 
 
 def train_project(project_id: int) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def on_failure(
     if job.retries_left:
         job.meta["problem"] = reason
         job.save_meta()
+        _log(job, "retrying", reason, datetime.now(UTC))
         return
     project_id = int(job.args[0])
     _record(settings, job, project_id, "failed", reason)
@@ -119,7 +124,6 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
         if result.outcome == "published" and result.version is not None:
             _announce(queue, project_id, result.version)
             _tell_label_studio(client, project_id)
-    log.info("project=%d job=%s %s: %s", project_id, job.id, result.outcome, result.reason)
     _record(settings, job, project_id, **vars(result))
     queue.finish(project_id, job.id)
     return {"outcome": result.outcome, "reason": result.reason, "version": result.version}
@@ -188,7 +192,7 @@ def _describe(error: BaseException, settings: Settings) -> str:
     if isinstance(error, OSError) and error.strerror:
         where = error.filename or settings.data_dir
         return f"{where}: {error.strerror}. Make room, mend the permissions, or choose another VLM_DATA_DIR"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {error_text(error)}; the worker's log says where"
 
 
 def _record(
@@ -202,14 +206,14 @@ def _record(
     counts: Any = None,
 ) -> None:
     ended = datetime.now(UTC)
-    started = job.started_at or ended
+    started = _log(job, outcome, reason, ended, version)
     record = JobRecord(
         job_id=job.id,
         project_id=project_id,
         requested=str(job.meta.get("reason", "")),
         outcome=outcome,
         reason=reason,
-        started_at=started if started.tzinfo else started.replace(tzinfo=UTC),
+        started_at=started,
         ended_at=ended,
         version=version,
         labels=labels or {},
@@ -219,3 +223,23 @@ def _record(
         JobHistory(settings.data_dir).add(record)
     except OSError as error:  # a full disk must not turn a published version into a failed job
         log.error("job %s: its outcome %r could not be noted: %s", job.id, outcome, error)
+
+
+def _log(job: Job, outcome: str, reason: str, ended: datetime, version: int | None = None) -> datetime:
+    """One line for each attempt of a job; returns when it started."""
+    started = job.started_at or ended
+    started = started if started.tzinfo else started.replace(tzinfo=UTC)
+    log.info(
+        Line(
+            "job",
+            kind="train",
+            job=job.id,
+            project=int(job.args[0]),
+            requested=job.meta.get("reason"),
+            outcome=outcome,
+            version=version,
+            s=round((ended - started).total_seconds(), 1),
+            reason=reason,
+        )
+    )
+    return started

@@ -35,7 +35,7 @@ from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
 from training_jobs.errors import ProcessEndedError
-from training_jobs.jobs import on_failure
+from training_jobs.jobs import FORESEEN, on_failure
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +64,14 @@ class TrainingWorker(Worker):
             super().maintain_heartbeats(job, execution)
         except redis.RedisError as error:
             self.log.warning("worker %s: no sign of life could be noted: %s", self.name, type(error).__name__)
+
+    def handle_exception(self, job: Job, *exc_info: Any) -> None:
+        """Log what stopped a job; RQ's own line would quote the text of any error, which may be what somebody sent.
+
+        Errors of ours say all there is to say in `on_failure`; of others it matters where they were raised.
+        """
+        if not isinstance(exc_info[1], FORESEEN):
+            self.log.error("worker %s: job %s: an unexpected error", self.name, job.id, exc_info=exc_info)
 
     def handle_warm_shutdown_request(self) -> None:
         """Asked to end: stop the job's process."""
@@ -129,7 +137,7 @@ def _work(connection: redis.Redis, settings: Settings, *, burst: bool) -> bool:
     )
     with contextlib.suppress(redis.RedisError):  # of its signing off
         # The scheduler is what brings back jobs that wait for another attempt.
-        worker.work(burst=burst, with_scheduler=True, logging_level=settings.log_level)
+        worker.work(burst=burst, with_scheduler=True, logging_level=None)
     worker.end_horse()
     return burst or worker.asked_to_end
 

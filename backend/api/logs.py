@@ -10,6 +10,7 @@ import time
 import uuid
 from collections.abc import Mapping, MutableMapping
 from typing import Any
+from urllib.parse import quote
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -92,7 +93,7 @@ class RequestLog:
         # The template of the route that was found: a path of the client's choice would be a label of its own.
         route = getattr(scope.get("route"), "path", OTHER)
         self._metrics.request(route, status, seconds)
-        path = scope["path"][:_MAX_PATH_CHARS]
+        path = quote(scope["path"][:_MAX_PATH_CHARS], safe="/-_.")
         level = logging.DEBUG if path in _OFTEN and status == 200 else logging.INFO
         fields = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds)}
         log.log(level, Line("request", **{**fields, **scope[_NOTES]}))

@@ -51,8 +51,8 @@ def json_log(name: str = "backend.x") -> Captured:
 
 def test_a_line_is_fields_in_text() -> None:
     captured = text_log()
-    captured.log.info(Line("request", path="/predict", status=200, absent=None, free="a b=c\nd"))
-    assert captured.text.endswith("INFO backend.x path=/predict status=200 free=a%20b%3Dc%0Ad\n")
+    captured.log.info(Line("request", path="/predict", status=200, absent=None, free='a b="c"\nd', empty=""))
+    assert captured.text.endswith(r'INFO backend.x path=/predict status=200 free="a b=\"c\"\nd" empty=""' + "\n")
 
 
 def test_a_line_is_members_in_json() -> None:
