@@ -43,7 +43,7 @@ from backend.redis_connection import connect_redis
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
-from backend.watched import watch_model, watch_parts, watch_queue
+from backend.watched import watch_caches, watch_model, watch_parts, watch_queue
 
 log = logging.getLogger(__name__)
 
@@ -68,20 +68,26 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
     versions = VersionStore(settings.data_dir)
     store = ModelStore(lambda: load_model(settings), versions, max_loaded=settings.max_loaded_versions)
     plans, extra_params = PlanCache(), ExtraParams(settings.data_dir)
+    activity, metrics = Activity(settings.data_dir), Metrics()
+    fetcher = None
+    if images is None:
+        images = fetcher = image_fetcher(settings)
     predictor = Predictor(
         store,
-        images or image_fetcher(settings),
+        images,
         extra_params,
         plans=plans,
         fetch_threads=settings.image_fetch_threads,
         feature_cache_bytes=settings.feature_cache_bytes,
         feature_files=feature_files(settings),
+        metrics=metrics,
     )
-    activity, metrics = Activity(settings.data_dir), Metrics()
     readiness = make_readiness(settings, lambda: store.state, training)
     watch_parts(metrics, readiness)
     watch_model(metrics, store)
     watch_queue(metrics, training)
+    caches = {"features": predictor.feature_counts.read, "phrases": store.phrase_counts}
+    watch_caches(metrics, caches | ({} if fetcher is None else {"images": fetcher.cache_counts.read}))
     handlers = Handlers(
         store=store,
         versions=versions,

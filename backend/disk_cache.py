@@ -15,6 +15,8 @@ import threading
 import time
 from pathlib import Path
 
+from backend.cache_counts import CacheCounts
+
 _log = logging.getLogger(__name__)
 
 _KEEP = 0.9
@@ -27,6 +29,9 @@ class DiskCache:
     """Bytes by key, at most `max_bytes` of them.
 
     A key is a file name; its first two characters choose a folder, so they should be those of a hash.
+
+    Attributes:
+        counts: what `get` found: "hit" or "miss".
     """
 
     def __init__(self, directory: Path, max_bytes: int) -> None:
@@ -38,6 +43,7 @@ class DiskCache:
         """
         self._directory = directory
         self._max_bytes = max_bytes
+        self.counts = CacheCounts("hit", "miss")
         self._lock = threading.Lock()
         # What this process believes; other processes write too, so that it is counted again now and then.
         self._total: int | None = None
@@ -45,8 +51,11 @@ class DiskCache:
 
     def get(self, key: str, *, max_age_s: float | None = None) -> bytes | None:
         """The bytes, or None where they are not there or older than `max_age_s`."""
-        if self._max_bytes == 0:
-            return None
+        data = None if self._max_bytes == 0 else self._get(key, max_age_s)
+        self.counts.add("miss" if data is None else "hit")
+        return data
+
+    def _get(self, key: str, max_age_s: float | None) -> bytes | None:
         path = self._path(key)
         try:
             with path.open("rb") as file:

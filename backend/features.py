@@ -12,6 +12,7 @@ from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Literal
 
+from backend.cache_counts import CacheCounts
 from backend.disk_cache import DiskCache
 
 if TYPE_CHECKING:
@@ -31,7 +32,11 @@ def feature_key(kind: Kind, model: ServingModel, sha256: str) -> str:
 
 
 class FeatureCache:
-    """Features by `feature_key`, as many as fit. Safe to share between threads."""
+    """Features by `feature_key`, as many as fit. Safe to share between threads.
+
+    Attributes:
+        counts: what `get` found: "memory", "disk" or "miss".
+    """
 
     def __init__(self, max_bytes: int, disk: DiskCache | None = None) -> None:
         """Starts empty.
@@ -45,15 +50,33 @@ class FeatureCache:
         self._entries: OrderedDict[str, ImageFeatures] = OrderedDict()
         self._bytes = 0
         self._lock = threading.Lock()
+        self.counts = CacheCounts("memory", "disk", "miss")
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="features")
         self._writes = threading.Semaphore(_MOST_WRITES_WAITING)
 
     def get(self, key: str) -> ImageFeatures | None:
         """What is kept under a key."""
+        features = self._in_memory(key)
+        if features is not None:
+            self.counts.add("memory")
+            return features
+        features = self._on_disk(key)
+        self.counts.add("miss" if features is None else "disk")
+        return features
+
+    def peek(self, key: str) -> ImageFeatures | None:
+        """`get`, for who has asked once already: it is not counted."""
+        features = self._in_memory(key)
+        return self._on_disk(key) if features is None else features
+
+    def _in_memory(self, key: str) -> ImageFeatures | None:
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)
                 return self._entries[key]
+        return None
+
+    def _on_disk(self, key: str) -> ImageFeatures | None:
         if self._disk is None:
             return None
         data = self._disk.get(key)

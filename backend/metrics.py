@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -28,7 +27,6 @@ Stage = Literal["fetch", "decode_image", "wait", "encode", "decode_masks", "rank
 STAGES: tuple[Stage, ...] = ("fetch", "decode_image", "wait", "encode", "decode_masks", "rank_tags", "regions")
 
 BatchStage = Literal["encode", "decode_masks", "rank_tags"]
-TaskOutcome = Literal["regions", "nothing", "failed"]
 
 _STAGE_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 _REQUEST_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 0.7, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 80.0, 100.0)
@@ -70,7 +68,7 @@ class Metrics:
             buckets=_BATCH_BUCKETS,
             registry=self.registry,
         )
-        self._tasks = Counter("vlm_tasks", "Tasks that were answered.", ("outcome",), registry=self.registry)
+        self._tasks = Counter("vlm_tasks", "Tasks, by what their answer holds.", ("outcome",), registry=self.registry)
         self._failures = Counter(
             "vlm_failures", "Tasks without a prediction, by reason.", ("reason",), registry=self.registry
         )
@@ -106,30 +104,24 @@ class Metrics:
         """A part of a prediction was done."""
         self._stages.labels(stage).observe(seconds)
 
-    @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
-        """Time a part of a prediction, also where it fails."""
-        started = time.monotonic()
-        try:
-            yield
-        finally:
-            self.stage(stage, time.monotonic() - started)
-
-    def batch(self, stage: BatchStage, size: int) -> None:
+    def batch(self, stage: BatchStage, seconds: float, images: int) -> None:
         """The model answered so many images at once."""
-        self._batches.labels(stage).observe(size)
+        self.stage(stage, seconds)
+        self._batches.labels(stage).observe(images)
 
-    def task(self, outcome: TaskOutcome) -> None:
-        """A task was answered."""
-        self._tasks.labels(outcome).inc()
+    def answered(self, *, found: bool) -> None:
+        """A task has a prediction, with something in it or with nothing."""
+        self._tasks.labels("found" if found else "nothing").inc()
 
-    def failure(self, reason: str) -> None:
-        """A task has no prediction.
+    def failed(self, reason: str, tasks: int = 1) -> None:
+        """Tasks have no prediction.
 
         Args:
-            reason: one of `backend.failures.REASONS`.
+            reason: a `backend.failures.Reason`.
+            tasks: how many.
         """
-        self._failures.labels(reason).inc()
+        self._tasks.labels("failed").inc(tasks)
+        self._failures.labels(reason).inc(tasks)
 
     def event(self, action: str, outcome: str) -> None:
         """A webhook came.
@@ -146,41 +138,63 @@ class Metrics:
         return encode(self.registry), media_type
 
 
-@dataclass
+class Stopwatch:
+    """Adds up the time of the blocks that it is entered for. For one thread."""
+
+    def __init__(self) -> None:
+        """At zero."""
+        self.seconds = 0.0
+        self._started = 0.0
+
+    def __enter__(self) -> None:
+        """Go on."""
+        self._started = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        """Stop, for now."""
+        self.seconds += time.monotonic() - self._started
+
+
 class Times:
     """How long one request's tasks were in each stage, added up over the threads that worked for it."""
 
-    metrics: Metrics
-    _seconds: dict[str, float] = field(default_factory=dict)
-    _largest_batch: int = 0
-    _lock: threading.Lock = field(default_factory=threading.Lock)
+    def __init__(self, metrics: Metrics) -> None:
+        """At zero; what a task has to itself is counted in `metrics` too."""
+        self._metrics = metrics
+        self._seconds: dict[Stage, float] = {}
+        self._largest_batch = 0
+        self._lock = threading.Lock()
 
     @contextmanager
     def timed(self, stage: Stage) -> Iterator[None]:
-        """Time a stage that one task has to itself, for the request and for the metrics."""
-        started = time.monotonic()
+        """Time a stage that a task has to itself, also where it fails."""
+        watch = Stopwatch()
         try:
-            yield
+            with watch:
+                yield
         finally:
-            seconds = time.monotonic() - started
-            self.add(stage, seconds)
-            self.metrics.stage(stage, seconds)
+            self.stage(stage, watch.seconds)
 
-    def add(self, stage: Stage, seconds: float) -> None:
-        """Note time for the request alone: the metrics count what is shared once."""
-        with self._lock:
-            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+    def stage(self, stage: Stage, seconds: float) -> None:
+        """A task has been in a stage that it has to itself."""
+        self._metrics.stage(stage, seconds)
+        self._add(stage, seconds)
 
-    def batch(self, size: int) -> None:
-        """The request was answered together with so many images."""
+    def batch(self, stage: BatchStage, seconds: float, images: int) -> None:
+        """The request was answered with others, so many images in all; who computed it tells the metrics, once."""
+        self._add(stage, seconds)
         with self._lock:
-            self._largest_batch = max(self._largest_batch, size)
+            self._largest_batch = max(self._largest_batch, images)
 
     def fields(self) -> Mapping[str, int]:
         """For the request's log line: `<stage>_ms` in the order of the stages, and the largest `batch`."""
         with self._lock:
             fields = {f"{stage}_ms": round(1000 * self._seconds[stage]) for stage in STAGES if stage in self._seconds}
             return fields | ({"batch": self._largest_batch} if self._largest_batch else {})
+
+    def _add(self, stage: Stage, seconds: float) -> None:
+        with self._lock:
+            self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
 
 
 class _Watched(Collector):

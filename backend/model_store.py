@@ -84,6 +84,10 @@ class ServingModel(Protocol):
         """Images that it encodes at once."""
 
     @property
+    def phrase_counts(self) -> tuple[int, int]:
+        """Phrases that were known when they were asked for, and phrases that had to be encoded."""
+
+    @property
     def one_view(self) -> bool:
         """Whether tags see an image as masks do, so that one pass gives both."""
 
@@ -259,6 +263,13 @@ class ModelStore:
             return self._model
         state = self.state
         raise (ModelFailedError if state.status == "failed" else ModelLoadingError)(state.reason)
+
+    def phrase_counts(self) -> Mapping[str, int]:
+        """What the model's cache of phrases was asked for: "hit" and "miss"; nothing until it is loaded."""
+        if self._model is None:
+            return {}
+        hits, misses = self._model.phrase_counts
+        return {"hit": hits, "miss": misses}
 
     def version(self, project_id: int, prompts: Mapping[str, Any]) -> ServedVersion:
         """What serves the project now.

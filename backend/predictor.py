@@ -15,19 +15,22 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 from backend.answers.image import answer_image
 from backend.answers.request import ControlAnswer, Deadline, PredictionRequest, TaskError
 from backend.answers.task import image_uri, task_data, task_id, with_own_phrases
 from backend.answers.view import SizedImage
+from backend.cache_counts import CacheCounts
 from backend.decoding import mean_score
 from backend.disk_cache import DiskCache
+from backend.failures import Reason, is_out_of_memory, reason_of
 from backend.features import FeatureCache
 from backend.inference import Inference
 from backend.label_studio.config import ControlPlan, LabelConfigError, PredictionPlan
 from backend.label_studio.images import ImageError
+from backend.metrics import Metrics, Times
 from backend.model_store import ModelStore, ModelUnavailableError, ServingModel
 from backend.plans import ExtraParams, PlanCache
 from backend.versions import VersionError
@@ -63,15 +66,25 @@ class Answer:
     Attributes:
         items: one per task, in order.
         model_version: that all predictions carry; "" when none could be made.
+        times: where the time went, for the log.
     """
 
     items: list[Item]
     model_version: str
+    times: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def failed(self) -> int:
         """Tasks without a prediction."""
         return sum("result" not in item for item in self.items)
+
+
+@dataclass(frozen=True)
+class _Done:
+    """An item of the answer, and what it counts as where it is a failure."""
+
+    item: Item
+    failure: Reason | None = None
 
 
 class Predictor:
@@ -87,6 +100,7 @@ class Predictor:
         fetch_threads: int = 8,
         feature_cache_bytes: int = 256 * 1024 * 1024,
         feature_files: DiskCache | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """Starts no thread until the first task.
 
@@ -98,6 +112,7 @@ class Predictor:
             fetch_threads: tasks worked on at the same time, over all requests.
             feature_cache_bytes: room in memory for the features of images that were seen lately.
             feature_files: more of them on disk; None: none.
+            metrics: where it is counted and timed; default where nobody looks.
         """
         self._store = store
         self._images = images
@@ -105,7 +120,13 @@ class Predictor:
         self._plans = plans or PlanCache()
         self._window = fetch_threads
         self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="task")
-        self._inference = Inference(store, FeatureCache(feature_cache_bytes, feature_files))
+        self._metrics = metrics or Metrics()
+        self._inference = Inference(store, FeatureCache(feature_cache_bytes, feature_files), self._metrics)
+
+    @property
+    def feature_counts(self) -> CacheCounts:
+        """What the cache of features was asked for."""
+        return self._inference.cache_counts
 
     def close(self) -> None:
         """Start no further task."""
@@ -141,12 +162,17 @@ class Predictor:
         except (LabelConfigError, ModelUnavailableError, VersionError, TaskError, VLMError) as error:
             reason = _public(error)
             log.warning("project=%d tasks=%d no prediction: %s", project_id, len(tasks), error)
+            self._metrics.failed(reason_of(error), len(tasks))
             return Answer([{"error": reason} for _ in tasks], "")
-        items: list[Item | None] = [None] * len(tasks)
-        for index, item in self._answered(tasks, request):
-            items[index] = item
-        late = {"error": deadline.late}
-        return Answer([dict(late) if item is None else item for item in items], request.version.name)
+        done = [_Done({"error": deadline.late}, "late") for _ in tasks]
+        for index, one in self._answered(tasks, request):
+            done[index] = one
+        for one in done:
+            if one.failure is None:
+                self._metrics.answered(found=bool(one.item["result"]))
+            else:
+                self._metrics.failed(one.failure)
+        return Answer([one.item for one in done], request.version.name, request.times.fields())
 
     def _prepare(
         self, project_id: int, label_config: str, deadline: Deadline, context: Mapping[str, Any] | None
@@ -157,18 +183,18 @@ class Predictor:
         version, model = self._store.serving(project_id, config.plan)
         controls = servable_controls(config.plan, model)
         if not controls:
-            raise TaskError(_nothing_to_do(config.plan, model))
+            raise TaskError(_nothing_to_do(config.plan, model), "config")
         if context is not None:
             controls = _asked_for(controls, context)
-        return PredictionRequest(config, controls, version, model, project_id, deadline)
+        return PredictionRequest(config, controls, version, model, project_id, deadline, Times(self._metrics))
 
-    def _answered(self, tasks: Sequence[Any], request: PredictionRequest) -> Iterator[tuple[int, Item]]:
+    def _answered(self, tasks: Sequence[Any], request: PredictionRequest) -> Iterator[tuple[int, _Done]]:
         """Items as they are done, until the deadline.
 
         A few tasks are worked on at the same time: images are fetched and decoded, and masks drawn, while the model
         works for others, and what waits for the model is answered in one batch.
         """
-        waiting: dict[Future[Item], int] = {}
+        waiting: dict[Future[_Done], int] = {}
         following = iter(range(len(tasks)))
         try:
             while True:
@@ -188,11 +214,11 @@ class Predictor:
             for future in waiting:
                 future.cancel()
 
-    def _item(self, task: Any, request: PredictionRequest) -> Item:
+    def _item(self, task: Any, request: PredictionRequest) -> _Done:
         """One task's prediction, or its error."""
         try:
             if not request.deadline.remaining():  # it waited behind others; nobody would see the result
-                raise TaskError("the time was up before the image was fetched: ask again")
+                raise TaskError("the time was up before the image was fetched: ask again", "late")
             answers = self._answers(task, request)
             item: Item = {
                 "model_version": request.version.name,
@@ -201,17 +227,19 @@ class Predictor:
             }
             refused = request.config.check.errors(item)
             if refused:
-                raise TaskError(f"the prediction does not fit the labelling config: {'; '.join(refused)}")
+                problems = "; ".join(refused)
+                raise TaskError(f"the prediction does not fit the labelling config: {problems}", "refused")
         except (TaskError, ImageError, VLMError) as error:
             log.warning("project=%d task=%s no prediction: %s", request.project_id, task_id(task), error)
-            return {"error": _public(error)}
+            return _Done({"error": _public(error)}, reason_of(error))
         except Exception as error:
             # Whatever went wrong, the neighbours are still answered.
             reference = uuid.uuid4().hex[:8]
             log.exception("project=%d task=%s reference=%s", request.project_id, task_id(task), reference)
-            kind = "out of memory" if isinstance(error, MemoryError) or _is_oom(error) else "an unexpected error"
-            return {"error": f"{kind} on the server; its log has the details under {reference}"}
-        return item
+            kind = "out of memory" if is_out_of_memory(error) else "an unexpected error"
+            text = f"{kind} on the server; its log has the details under {reference}"
+            return _Done({"error": text}, reason_of(error))
+        return _Done(item)
 
     def _answers(self, task: Any, request: PredictionRequest) -> list[ControlAnswer]:
         """What each control says of one task, image by image."""
@@ -219,15 +247,16 @@ class Predictor:
         looking: dict[str, list[ControlPlan]] = {}
         for control in request.controls:
             looking.setdefault(image_uri(control, data), []).append(with_own_phrases(control, data))
-        fetched = {
-            uri: self._images.fetch(
-                uri,
-                task_id=task_id(task),
-                project_id=request.project_id,
-                at_least_px=_needed_px(controls, request.model),
-            )
-            for uri, controls in looking.items()
-        }
+        with request.times.timed("fetch"):
+            fetched = {
+                uri: self._images.fetch(
+                    uri,
+                    task_id=task_id(task),
+                    project_id=request.project_id,
+                    at_least_px=_needed_px(controls, request.model),
+                )
+                for uri, controls in looking.items()
+            }
         return [
             answer
             for uri, controls in looking.items()
@@ -283,8 +312,3 @@ def _nothing_to_do(plan: PredictionPlan, model: ServingModel) -> str:
 def _public(error: Exception) -> str:
     """The reason for a client: errors that may name paths of the server carry a version without them."""
     return str(getattr(error, "public", None) or error)
-
-
-def _is_oom(error: Exception) -> bool:
-    # torch.OutOfMemoryError, known by its name so that this module does not import torch.
-    return type(error).__name__ == "OutOfMemoryError"

@@ -14,12 +14,18 @@ _AT_ONCE = 256
 
 
 class ConditionCache:
-    """The newest 4096, by phrase. Safe to share between threads."""
+    """The newest 4096, by phrase. Safe to share between threads.
+
+    Attributes:
+        hits: phrases that were known when they were asked for, since the start.
+        misses: phrases that had to be encoded.
+    """
 
     def __init__(self) -> None:
         """Starts empty."""
         self._entries: OrderedDict[str, Tensor] = OrderedDict()
         self._lock = threading.Lock()
+        self.hits = self.misses = 0
 
     def conditions(self, phrases: Sequence[str], encode: Callable[[list[str]], Tensor]) -> Tensor:
         """Conditions (P, E) of P >= 1 phrases, in their order.
@@ -31,6 +37,7 @@ class ConditionCache:
         with self._lock:
             missing = [p for p in dict.fromkeys(phrases) if p not in self._entries]
             found = {p: self._entries[p] for p in phrases if p in self._entries}
+            self.hits, self.misses = self.hits + len(found), self.misses + len(missing)
             for phrase in found:
                 self._entries.move_to_end(phrase)
         for start in range(0, len(missing), _AT_ONCE):

@@ -98,6 +98,11 @@ class Model:
         return math.prod(self._mask_parts()[0].config.head_kernels)
 
     @property
+    def phrase_counts(self) -> tuple[int, int]:
+        """Phrases that were known when they were asked for, and phrases that had to be encoded, since the start."""
+        return self._text_cache.hits, self._text_cache.misses
+
+    @property
     def encode_batch(self) -> int:
         """Images that go through the encoder at once; more are taken one such batch after the other."""
         return batch_sizes(self.device).images

@@ -47,7 +47,10 @@ def answer_image(
     points = [question for control in drawing if control.shape == "keypoint" for question in asked[control.from_name]]
     found = find_masks((question for own in asked.values() for question in own), view, with_peaks=points)
     masks = {name: [found[question] for question in own] for name, own in asked.items()}
-    shapes = {control.from_name: draw_shapes(control, masks[control.from_name], view) for control in drawing}
+    with view.drawing:
+        shapes = {control.from_name: draw_shapes(control, masks[control.from_name], view) for control in drawing}
+    if drawing:
+        request.times.stage("regions", view.drawing.seconds)
     drawn = [shape for own in shapes.values() for shape in own]
 
     answers: list[ControlAnswer] = []

@@ -78,15 +78,16 @@ def find_masks(
         for some, grids in _grids([question for question in asked if question.tile == tile], tile, view):
             for question in some:
                 view.request.check_time()  # hundreds of labels on a large image take their time
-                found[question] = decoding.decode_label(
-                    np.stack([grids[phrase] for phrase in question.wanted]),
-                    view.size_hw,
-                    threshold=question.threshold,
-                    min_area_px=question.min_area_px,
-                    temperature=question.temperature,
-                    unwanted=np.stack([grids[p] for p in question.unwanted]) if question.unwanted else None,
-                    peaks=question in peaks,
-                )
+                with view.drawing:
+                    found[question] = decoding.decode_label(
+                        np.stack([grids[phrase] for phrase in question.wanted]),
+                        view.size_hw,
+                        threshold=question.threshold,
+                        min_area_px=question.min_area_px,
+                        temperature=question.temperature,
+                        unwanted=np.stack([grids[p] for p in question.unwanted]) if question.unwanted else None,
+                        peaks=question in peaks,
+                    )
     return found
 
 

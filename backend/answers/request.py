@@ -4,15 +4,26 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Literal
 
 from backend.label_studio.config import ControlPlan
 from backend.label_studio.results import Region
+from backend.metrics import Times
 from backend.model_store import ServedVersion, ServingModel
 from backend.plans import ConfigPlan
 
 
 class TaskError(Exception):
-    """A reason, fit for a client, why one task has no prediction."""
+    """A reason, fit for a client, why one task has no prediction.
+
+    Attributes:
+        reason: what it counts as.
+    """
+
+    def __init__(self, message: str, reason: Literal["task_data", "config", "late", "refused"] = "task_data") -> None:
+        """`message`: for people."""
+        super().__init__(message)
+        self.reason = reason
 
 
 class Deadline:
@@ -44,6 +55,7 @@ class PredictionRequest:
         model: that answers for this version.
         project_id: Label Studio's id.
         deadline: of the whole request.
+        times: where its time goes.
     """
 
     config: ConfigPlan
@@ -52,11 +64,12 @@ class PredictionRequest:
     model: ServingModel
     project_id: int
     deadline: Deadline
+    times: Times
 
     def check_time(self) -> None:
         """Raise TaskError where the time is up: what takes long asks now and then."""
         if not self.deadline.remaining():
-            raise TaskError(self.deadline.late)
+            raise TaskError(self.deadline.late, "late")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from backend.answers.request import PredictionRequest
 from backend.decoding import Logits
 from backend.features import Kind
 from backend.inference import HashedImage, ImagePart, Inference
+from backend.metrics import Stopwatch, Times
 
 if TYPE_CHECKING:
     from vlm_core.tiles import Box, Windows
@@ -26,6 +27,9 @@ class SizedImage(HashedImage, Protocol):
 
 class ImageView:
     """Answers of the model about one image. For one thread.
+
+    Attributes:
+        drawing: runs while masks are drawn and written, which is done in several places.
 
     Raises:
         BusyError: the model did not become free before the request's deadline.
@@ -44,6 +48,7 @@ class ImageView:
             masks: whether grids will be asked for.
             tags: whether rankings will be.
         """
+        self.drawing = Stopwatch()
         self.image = image
         self.request = request
         self._inference = inference
@@ -56,7 +61,7 @@ class ImageView:
 
     def grids(self, phrases: Sequence[str]) -> dict[str, Logits]:
         """Logits of each phrase on the model's grid, (h, w) each, from the view of the whole image."""
-        return self._inference.grids(self.request.model, self._mask_features, phrases, self._remaining())
+        return self._inference.grids(self.request.model, self._mask_features, phrases, self._remaining(), self._times)
 
     def windows_grids(self, phrases: Sequence[str], levels: Sequence[Windows]) -> dict[str, Logits]:
         """The same from windows as well, on a finer grid; see `vlm_core.tiles`."""
@@ -70,8 +75,8 @@ class ImageView:
             for start in range(0, len(boxes), model.encode_batch):
                 parts = [ImagePart(self.image, box) for box in boxes[start : start + model.encode_batch]]
                 self.request.check_time()  # there may be thousands
-                features = self._inference.features_of("masks", model, parts, self._remaining())
-                for logits in self._inference.grids_of(model, features, phrases, self._remaining()):
+                features = self._inference.features_of("masks", model, parts, self._remaining(), self._times)
+                for logits in self._inference.grids_of(model, features, phrases, self._remaining(), self._times):
                     yield torch.from_numpy(logits)
 
         whole = self.grids(phrases)
@@ -96,7 +101,7 @@ class ImageView:
         for start in range(0, len(boxes_xyxy_px), model.encode_batch):
             parts = [ImagePart(self.image, self._in_pixels(box)) for box in boxes_xyxy_px[start:][: model.encode_batch]]
             self.request.check_time()
-            features = self._inference.features_of("tags", model, parts, self._remaining())
+            features = self._inference.features_of("tags", model, parts, self._remaining(), self._times)
             ranked += [self._rank(one, texts, multiple) for one in features]
         return ranked
 
@@ -109,11 +114,11 @@ class ImageView:
         return self._mask_features if self._in_one_pass else self._features("tags")
 
     def _features(self, kind: Kind) -> ImageFeatures:
-        return self._inference.features(kind, self.request.model, self.image, self._remaining())
+        return self._inference.features(kind, self.request.model, self.image, self._remaining(), self._times)
 
     def _rank(self, features: ImageFeatures, texts: Sequence[str], multiple: bool) -> dict[str, TagScore]:
         model = self.request.model
-        scores = self._inference.ranking(model, features, texts, self._remaining(), multiple=multiple)
+        scores = self._inference.ranking(model, features, texts, self._remaining(), self._times, multiple=multiple)
         return {score.tag: score for score in scores}
 
     def _in_pixels(self, box: Box) -> Box:
@@ -123,6 +128,10 @@ class ImageView:
         left, right = box[0] * columns // width, -(-box[2] * columns // width)
         top, bottom = box[1] * rows // height, -(-box[3] * rows // height)
         return left, top, right, bottom
+
+    @property
+    def _times(self) -> Times:
+        return self.request.times
 
     def _remaining(self) -> float:
         return self.request.deadline.remaining()

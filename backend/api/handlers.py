@@ -190,6 +190,7 @@ class Handlers:
             "failed": answer.failed,
             "interactive": request.context is not None,
             "version": answer.model_version or "-",
+            **answer.times,
         }
         return Reply(reply, notes=notes)
 

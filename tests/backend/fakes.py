@@ -56,6 +56,10 @@ class ColourModel:
     patch_cells: int = 4
 
     @property
+    def phrase_counts(self) -> tuple[int, int]:
+        return (3, 4)
+
+    @property
     def features_id(self) -> str:
         return self.fingerprint[:16]
 

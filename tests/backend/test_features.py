@@ -8,6 +8,7 @@ from PIL import Image
 from backend.disk_cache import DiskCache
 from backend.features import FeatureCache, feature_key
 from backend.inference import Inference
+from backend.metrics import Metrics, Times
 from backend.model_store import ModelStore
 from backend.versions import VersionStore
 from tests.backend.fakes import ColourModel, MemoryImage
@@ -76,8 +77,11 @@ def test_another_model_or_kind_or_image_has_another_key() -> None:
     assert len(names) == 5
 
 
+METRICS = Metrics()
+
+
 def inference(model: ColourModel, tmp_path: Path, cache: FeatureCache) -> Inference:
-    return Inference(ModelStore(lambda: model, VersionStore(tmp_path)), cache)
+    return Inference(ModelStore(lambda: model, VersionStore(tmp_path)), cache, METRICS)
 
 
 def test_a_known_image_is_neither_decoded_nor_encoded(tmp_path: Path) -> None:
@@ -93,8 +97,8 @@ def test_a_known_image_is_neither_decoded_nor_encoded(tmp_path: Path) -> None:
             return Image.new("RGB", (8, 8), "red")
 
     decoded: list[int] = []
-    first = asked.features("masks", model, Undecoded(), 1.0)
-    second = asked.features("masks", model, Undecoded(), 1.0)
+    first = asked.features("masks", model, Undecoded(), 1.0, Times(METRICS))
+    second = asked.features("masks", model, Undecoded(), 1.0, Times(METRICS))
     assert torch.equal(first.taps[0], second.taps[0])
     assert model.encoded == ["masks"]
     assert len(decoded) <= 2  # by the thread that asked, and from what it keeps by the one that encodes
@@ -104,8 +108,8 @@ def test_phrases_get_their_own_grids_in_any_order(tmp_path: Path) -> None:
     model = ColourModel()
     asked = inference(model, tmp_path, FeatureCache(10**7))
     image = Image.new("RGB", (8, 8), "red")
-    found = asked.features("masks", model, MemoryImage(image, "d" * 64), 1.0)
-    grids = asked.grids(model, found, ["blue", "red"], 1.0)
+    found = asked.features("masks", model, MemoryImage(image, "d" * 64), 1.0, Times(METRICS))
+    grids = asked.grids(model, found, ["blue", "red"], 1.0, Times(METRICS))
     assert grids["red"].min() > 5 > -5 > grids["blue"].max()
-    tags = asked.features("tags", model, MemoryImage(image, "d" * 64), 1.0)
-    assert [score.tag for score in asked.ranking(model, tags, ["blue", "red"], 1.0)] == ["red", "blue"]
+    tags = asked.features("tags", model, MemoryImage(image, "d" * 64), 1.0, Times(METRICS))
+    assert [score.tag for score in asked.ranking(model, tags, ["blue", "red"], 1.0, Times(METRICS))] == ["red", "blue"]

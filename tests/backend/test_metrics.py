@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend.metrics import Metrics, Times
-from tests.backend.serving import Server, serving
+from backend import failures
+from backend.answers.request import TaskError
+from backend.cache_counts import CacheCounts
+from backend.failures import Reason, reason_of
+from backend.label_studio.images.errors import ForbiddenAddressError, ImageTimeoutError, ImageUnavailableError
+from backend.metrics import STAGES, Metrics, Times
+from backend.model_store import BusyError
+from tests.backend.serving import CONFIG, Server, serving
 
 
 def values(client: TestClient) -> dict[tuple[str, ...], float]:
@@ -122,14 +131,84 @@ def test_metrics_ask_for_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert server.client.get("/metrics", auth=("me", "pass")).status_code == 200
 
 
+# Predictions ------------------------------------------------------------------------------------------------
+
+
+def _changed(before: dict[tuple[str, ...], float], after: dict[tuple[str, ...], float], name: str) -> dict[Any, float]:
+    return {
+        key[1:]: round(value - before.get(key, 0), 6)
+        for key, value in after.items()
+        if key[0] == name and value != before.get(key, 0)
+    }
+
+
+def test_tasks_are_counted_by_what_their_answer_holds(server: Server) -> None:
+    before = values(server.client)
+    server.predict("squares", "gone", "white")
+    server.predict("squares", label_config="<View")
+    server.predict()
+    after = values(server.client)
+    assert _changed(before, after, "vlm_tasks_total") == {("found",): 1, ("nothing",): 1, ("failed",): 2}
+    assert _changed(before, after, "vlm_failures_total") == {("image_unavailable",): 1, ("config",): 1}
+
+
+def test_a_task_that_is_late_is_counted_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serving(tmp_path, monkeypatch, predict_deadline_s=0.2) as server:
+        encoding = threading.Event()
+        server.ready().model.on_encode = lambda: encoding.wait(20) and None
+        server.predict("squares", "white")
+        encoding.set()
+        found = values(server.client)
+    assert found["vlm_tasks_total", "failed"] == 2
+    assert sum(value for key, value in found.items() if key[0] == "vlm_failures_total") == 2
+    assert not [key for key in found if key[:1] == ("vlm_tasks_total",) and key[1] != "failed"]
+
+
+def test_the_time_of_predictions_is_told_by_stage(server: Server, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "backend.request")
+    tags = CONFIG.replace("</View>", '<Choices name="c" toName="i"><Choice value="red"/></Choices></View>')
+    server.predict("squares", "gone", "white", label_config=tags)
+    found = values(server.client)
+    counts = {key[1]: value for key, value in found.items() if key[0] == "vlm_stage_seconds_count"}
+    assert set(counts) == set(STAGES)
+    assert counts["fetch"] == 3, "also the one that failed"
+    assert counts["regions"] == 2, "one for each image"
+    # Masks and tags are two passes; whether the two images went through in one batch is a matter of time.
+    assert 2 <= counts["encode"] <= 4
+    assert found["vlm_batch_size_sum", "encode"] == 4
+    assert found["vlm_batch_size_sum", "decode_masks"] == 2
+    assert found["vlm_batch_size_sum", "rank_tags"] == 2
+    assert counts["wait"] == 8, "each image for each of the two passes, the decoder and the ranking"
+    (line,) = [message for message in caplog.messages if "path=/predict" in message]
+    assert [field.partition("=")[0] for field in line.split() if "_ms=" in field] == [f"{name}_ms" for name in STAGES]
+    assert " batch=" in line
+
+
+def test_what_is_known_already_is_not_encoded_again(server: Server) -> None:
+    server.predict("squares", "white")
+    before = values(server.client)
+    server.predict("squares", "white")
+    after = values(server.client)
+    assert _changed(before, after, "vlm_stage_seconds_count").get(("encode",)) is None
+    assert _changed(before, after, "vlm_cache_requests_total") == {("features", "memory"): 2}
+    assert before["vlm_cache_requests_total", "features", "miss"] == 2
+    assert before["vlm_cache_requests_total", "phrases", "hit"] == 3
+    assert before["vlm_cache_requests_total", "phrases", "miss"] == 4
+
+
+def test_features_on_disk_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for expected in ("miss", "disk"):
+        with serving(tmp_path, monkeypatch, feature_cache_bytes=0) as server:
+            server.ready().predict("squares")
+            assert values(server.client)["vlm_cache_requests_total", "features", expected] == 1
+
+
 def test_a_requests_times_are_added_up_over_its_threads() -> None:
     metrics = Metrics()
     times = Times(metrics)
-    times.add("encode", 0.25)
-    times.add("encode", 0.5)
-    times.add("fetch", 1.0)
-    times.batch(4)
-    times.batch(2)
+    times.batch("encode", 0.25, 4)
+    times.batch("encode", 0.5, 2)
+    times.stage("fetch", 1.0)
     with pytest.raises(ValueError, match="wrong"), times.timed("regions"):
         raise ValueError("wrong")
     fields = dict(times.fields())
@@ -137,4 +216,38 @@ def test_a_requests_times_are_added_up_over_its_threads() -> None:
     assert list(fields.items()) == [("fetch_ms", 1000), ("encode_ms", 750), ("batch", 4)]
     found = _read(metrics.exposition("")[0].decode())
     assert found["vlm_stage_seconds_count", "regions"] == 1, "also where it fails"
+    assert found["vlm_stage_seconds_sum", "fetch"] == 1
     assert ("vlm_stage_seconds_count", "encode") not in found, "the batch is counted, not each who waited for it"
+
+
+def test_every_error_counts_as_one_of_a_fixed_set() -> None:
+    names = [reason for _, reason in failures._BY_KIND]
+    assert set(names) | {"late", "refused", "task_data", "unexpected", "out_of_memory"} == set(get_args(Reason))
+    kinds = [kind for kind, _ in failures._BY_KIND]
+    for index, kind in enumerate(kinds):
+        assert not [later for later in kinds[index + 1 :] if issubclass(later, kind)], f"{kind} hides another"
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TaskError("late", "late"), "late"),
+        (TaskError("no data"), "task_data"),
+        (ImageTimeoutError("slow"), "image_timeout"),
+        (ImageUnavailableError("gone"), "image_unavailable"),
+        (ForbiddenAddressError("private"), "image_forbidden"),
+        (BusyError("busy"), "model_busy"),
+        (MemoryError(), "out_of_memory"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA"), "out_of_memory"),
+        (KeyError("x"), "unexpected"),
+    ],
+)
+def test_what_an_error_counts_as(error: Exception, reason: str) -> None:
+    assert reason_of(error) == reason
+
+
+def test_cache_counts_are_right_from_many_threads() -> None:
+    counts = CacheCounts("hit", "miss")
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda n: counts.add("hit" if n % 2 else "miss"), range(2000)))
+    assert counts.read() == {"hit": 1000, "miss": 1000}

@@ -30,6 +30,7 @@ from urllib.parse import parse_qs, unquote_to_bytes, urlencode, urlsplit
 import httpx
 from PIL import Image
 
+from backend.cache_counts import CacheCounts
 from backend.disk_cache import DiskCache
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images.addresses import Origin, Resolver, resolve_name
@@ -171,6 +172,11 @@ class ImageFetcher:
         # Pillow has one process-wide limit besides ours and nothing per image; ours decides.
         if Image.MAX_IMAGE_PIXELS is not None and config.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = config.max_pixels
+
+    @property
+    def cache_counts(self) -> CacheCounts:
+        """What the cache of image files was asked for."""
+        return self._cache.counts
 
     def fetch(
         self, uri: str, *, task_id: int | None = None, project_id: int | None = None, at_least_px: int | None = None
