@@ -41,8 +41,11 @@ def report_lines(plan: PredictionPlan) -> list[str]:
     """The plan for a terminal: each control, each label with its phrases, and what is left alone."""
     lines: list[str] = []
     for control in plan.controls:
-        said = "; ".join([f"image from the data's field {control.image_key!r}", *_conditions(control)])
-        lines.append(f'{control.from_name}: {_answer(control)} ({control.kind}) on "{control.to_name}", {said}')
+        lines.append(
+            f'{control.from_name}: {_answer(control)} ({control.kind}) on "{control.to_name}", '
+            f"image from the data's field {control.image_key!r}"
+        )
+        lines += [f"  [{'; '.join(said)}]" for said in [_conditions(control)] if said]
         width = max((len(label.label) for label in control.labels), default=0)
         lines += [f"  {label.label:<{width}}  {_phrases(label)}" for label in control.labels]
     if not plan.controls:

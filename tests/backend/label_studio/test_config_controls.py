@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from xml.sax.saxutils import quoteattr
 
 import pytest
@@ -394,17 +395,74 @@ def tags(draw: st.DrawFn, depth: int = 3) -> str:
 
 
 @given(st.lists(tags(), max_size=6))
-def test_what_label_studio_reads_is_read_or_named_as_a_mistake(body: list[str]) -> None:
-    """And no label is planned that Label Studio would refuse in a result."""
+def test_whatever_label_studio_reads_is_read_or_named_as_a_mistake(body: list[str]) -> None:
     config = f'<View>{IMAGE}<List name="list" value="$items"/>{"".join(body)}</View>'
+    LabelInterface(config)
+    with contextlib.suppress(LabelConfigError):
+        parse_label_config(config)
+
+
+WORDS = st.sampled_from(["car", "red car", " tree ", "a, b", "Ä", "x / y", "|"])
+FITTING: dict[str, st.SearchStrategy[str]] = {
+    "model_score_threshold": st.sampled_from(["0", "0.5", "1"]),
+    "model_tile": st.sampled_from(["auto", "none", "300"]),
+    "model_top_k": st.sampled_from(["1", "3"]),
+    "model_skip": st.sampled_from(["true", "false"]),
+    "perRegion": st.sampled_from(["true", "false"]),
+    "choice": st.sampled_from(["single", "multiple"]),
+    "smart": st.sampled_from(["true", "false"]),
+    "maxUsages": st.sampled_from(["1", "2"]),
+}
+
+
+@st.composite
+def items(draw: st.DrawFn, name: str, depth: int) -> str:
+    """Labels or choices, alone or in views; with depth, choices in choices."""
+    made = ""
+    for value in draw(st.lists(WORDS, max_size=3, unique_by=str.strip)):
+        attributes = {"value": value} | draw(st.fixed_dictionaries({}, optional={"prompt": st.just("thing")}))
+        if draw(st.booleans()):
+            attributes["alias"] = f"{value.strip()}!"
+        inside = draw(items(name, depth - 1)) if depth else ""
+        text = f"<{name} {' '.join(f'{key}={quoteattr(item)}' for key, item in attributes.items())}>{inside}</{name}>"
+        made += f"<View>{text}</View>" if not depth and draw(st.booleans()) else text
+    return made
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> str:
+    """Configs as people write them."""
+    body = '<Image name="image" value="$image"/><List name="list" value="$items"/>'
+    kinds = [*SHAPES, *(f"{shape}Labels" for shape in SHAPES), "Taxonomy", "TextArea", "Ranker"]
+    kinds += ["Labels", "Choices"] * 4
+    for number, kind in enumerate(draw(st.lists(st.sampled_from(kinds), min_size=2, max_size=6))):
+        attributes = draw(st.fixed_dictionaries({}, optional=FITTING))
+        to_name = "list" if kind == "Ranker" else "image"
+        item = "Choice" if kind in ("Choices", "Taxonomy") else "Label"
+        inside = draw(items(item, int(kind == "Taxonomy")))
+        if kind in SHAPES or kind in ("TextArea", "Ranker"):
+            inside = ""
+        if kind == "TextArea":
+            attributes |= draw(st.sampled_from([{}, {"model_text": "phrases"}, {"prompt": "a | b"}]))
+        written = " ".join(f"{key}={quoteattr(value)}" for key, value in attributes.items())
+        body += f'<{kind} name="c{number}" toName="{to_name}" {written}>{inside}</{kind}>'
+    return f"<View>{body}</View>"
+
+
+@given(configs())
+def test_nothing_is_planned_that_label_studio_would_refuse(config: str) -> None:
     interface = LabelInterface(config)
-    try:
-        plan = parse_label_config(config)
-    except LabelConfigError:
-        return
+    plan = parse_label_config(config)
+    named = {item.name for item in plan.ignored} | {control.from_name for control in plan.controls}
     for control in plan.controls:
-        known = interface.get_control(control.labels_name or control.from_name)
-        assert known.tag.lower() == ("labels" if control.labels_name else control.kind)
-        assert control.to_name in interface.get_control(control.from_name).to_name
+        known = interface.get_control(control.from_name)
+        assert (known.tag.lower(), known.to_name) == (control.kind, [control.to_name])
+        source = interface.get_control(control.labels_name) if control.labels_name else known
         for label in control.labels if control.kind != "textarea" else ():
-            assert {*(label.path or (label.label,))} <= set(known.labels)
+            assert {*(label.path or (label.label,))} <= set(source.labels)
+            assert label.prompts
+        assert (control.labels == ()) == (control.kind == "ranker" or control.text == "phrases")
+        assert set(control.only_controls) <= named
+    # Each control is planned or left alone with a reason; <Labels> speak through their shapes.
+    for known in interface.controls:
+        assert known.name in named or known.tag == "Labels"

@@ -319,38 +319,6 @@ def test_connect_from_the_command_line(label_studio: Any, web: Any, monkeypatch:
     assert "Check the id" in missing.output
 
 
-CONFIG = """<View><Image name="image" value="$image"/>
-<BrushLabels name="mask" toName="image" model_score_threshold="0.4">
-  <Label value="Car" alias="C" prompt="red car | blue car"/><Label value="Tree"/>
-</BrushLabels>
-<VectorLabels name="outline" toName="image"><Label value="Tree"/></VectorLabels></View>"""
-
-
-def test_check_config_says_what_is_predicted_and_what_is_not(tmp_path: Any) -> None:
-    file = tmp_path / "config.xml"
-    file.write_text(CONFIG)
-    outcome = CliRunner().invoke(app, ["check-config", str(file)])
-    assert outcome.exit_code == 0
-    for line in ("probability from 0.4", "C     red car | blue car", "Tree  Tree", "outline <VectorLabels>"):
-        assert line in outcome.output
-    data = json.loads(CliRunner().invoke(app, ["check-config", "-", "--json"], input=CONFIG).output)
-    assert data["controls"][0]["labels"][0]["prompts"] == ["red car", "blue car"]
-    assert data["ignored"][0]["name"] == "outline"
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [(CONFIG.replace("0.4", "high"), "line 2"), ("<View/>", "Nothing is predicted"), (None, "cannot be read")],
-)
-def test_check_config_fails_where_nothing_can_be_predicted(text: str | None, words: str, tmp_path: Any) -> None:
-    file = tmp_path / "config.xml"
-    if text is not None:
-        file.write_text(text)
-    outcome = CliRunner().invoke(app, ["check-config", str(file)])
-    assert outcome.exit_code == 1
-    assert words in outcome.output
-
-
 # Waiting, and a first project ---------------------------------------------------------------------------------
 def test_connecting_waits_for_what_is_not_ready_and_not_for_what_is_wrong(
     label_studio: Any, monkeypatch: pytest.MonkeyPatch
