@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from backend.label_studio.annotation_masks import is_for_region, with_labels
+from backend.label_studio.annotation_masks import with_labels
 from backend.label_studio.brush import Mask
 from backend.label_studio.config import (
     ControlKind,
@@ -124,8 +124,6 @@ def _plan_of(export: Path) -> PredictionPlan:
             if region.get("original_width"):
                 image_names[to_name] = None
             is_choice = region.get("type") == "choices"
-            if is_choice and is_for_region(region):
-                continue
             control: tuple[ControlKind, str, str] = (
                 ("choices", str(region.get("from_name")), to_name) if is_choice else ("brushlabels", "", to_name)
             )
