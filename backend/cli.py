@@ -422,6 +422,38 @@ def connect(
     typer.echo(json.dumps(dataclasses.asdict(report)) if json_ else "\n".join(report_lines(report)))
 
 
+@app.command()
+def doctor(
+    project: Annotated[
+        list[int] | None,
+        typer.Option(help="A project's number in Label Studio; repeatable. Default: those that are connected here."),
+    ] = None,
+    backend_url: Annotated[
+        str | None, typer.Option(help="This backend as Label Studio reaches it (VLM_BACKEND_URL, else this machine).")
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Check the whole chain, from the disk to Label Studio's webhooks, and say what to do about what is wrong.
+
+    Run it with the settings of the server and beside it. It changes nothing. Exit code 0 only when all is well.
+
+    Example: vlm doctor --project 7
+    """
+    from backend.doctor.command import examine_all, print_report, settings_findings
+    from backend.doctor.findings import Report
+    from backend.settings import SettingsError, load_settings
+
+    try:
+        report = Report(tuple(examine_all(load_settings(), project or (), backend_url=backend_url)))
+    except SettingsError as error:
+        report = Report(tuple(settings_findings(str(error))))
+    if json_:
+        typer.echo(json.dumps(report.to_json(), indent=2))
+    else:
+        print_report(report)
+    raise typer.Exit(0 if report.healthy else 1)
+
+
 @app.command("check-config")
 def check_config(
     file: Annotated[Path, typer.Argument(help="The labelling config, XML; - reads it from stdin.")],

@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from types import TracebackType
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -90,9 +92,21 @@ class LabelStudioClient:
         return None if self._tokens is None else self._tokens.header()
 
     # Projects ---------------------------------------------------------------------------------------------
-    def version(self) -> str:
-        """Label Studio's release, like "1.23.2"."""
-        return str(self._get("/api/version").get("release", "unknown"))
+    def greet(self) -> tuple[str, datetime | None]:
+        """Label Studio's release, and its own time to the second where it tells; asked without the token."""
+        response = self._request("GET", "/api/version/", None)
+        release = _object(self._read(response, "/api/version/"), "/api/version/").get("release", "unknown")
+        try:
+            return str(release), parsedate_to_datetime(response.headers["date"]).astimezone(UTC)
+        except (KeyError, ValueError):
+            return str(release), None
+
+    @property
+    def token_kind(self) -> str:
+        """What the API key is, for people: it is told from its form, Label Studio is not asked."""
+        if self._tokens is None:
+            return "no token"
+        return "personal access token" if self._tokens.is_personal else "legacy token"
 
     def whoami(self) -> Json:
         """The token's user."""
@@ -201,6 +215,19 @@ class LabelStudioClient:
         """Remove a connection; its webhook stays."""
         self._call("DELETE", f"/api/ml/{ml_backend_id}")
 
+    def try_ml_backend_url(self, project_id: int, url: str) -> None:
+        """Whether Label Studio would take an address for a backend; nothing is created.
+
+        Raises:
+            LabelStudioForbiddenError: it blocks the address.
+            LabelStudioError: it cannot find the host, or refuses the address.
+        """
+        self._try("/api/ml/", {"project": project_id, "url": url, "timeout": "on purpose no number"}, "timeout")
+
+    def try_webhook_url(self, project_id: int, url: str) -> None:
+        """The same for a webhook, which has a protection of its own."""
+        self._try("/api/webhooks/", {"project": project_id, "url": url, "actions": ["ON_PURPOSE_NONE"]}, "actions")
+
     def train_ml_backend(self, ml_backend_id: int) -> None:
         """Press "Start Training"."""
         self._call("POST", f"/api/ml/{ml_backend_id}/train", body={})
@@ -220,6 +247,17 @@ class LabelStudioClient:
     def delete_webhook(self, webhook_id: int) -> None:
         """Remove a webhook."""
         self._call("DELETE", f"/api/webhooks/{webhook_id}/")
+
+    def _try(self, path: str, body: Json, wrong: str) -> None:
+        """Send what is wrong in one field on purpose: addresses are looked at all the same, and first."""
+        try:
+            created = self._send("POST", path, body)
+        except LabelStudioRejectedError as error:
+            if f'"{wrong}"' in str(error) and '"url"' not in str(error):
+                return
+            raise
+        # A release that does not mind: take it back at once.
+        self._call("DELETE", f"{path}{created['id']}/" if "webhooks" in path else f"{path}{created['id']}")
 
     # Carrying ---------------------------------------------------------------------------------------------
     def _get(self, path: str, params: Mapping[str, Any] | None = None) -> Json:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import threading
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import httpx
@@ -43,10 +44,53 @@ def with_replies(*responses: httpx.Response | Exception, waits: list[float] | No
     return LabelStudioClient("http://ls.test", "legacy", transport=replies(*responses), sleep=sleep)
 
 
+def test_the_greeting_needs_no_token_and_tells_the_time(label_studio: Any) -> None:
+    label_studio.clock_ahead = timedelta(hours=1)
+    with connect(label_studio, "0" * 40) as client:
+        release, time = client.greet()
+    assert release == "1.23.2"
+    assert time is not None
+    assert timedelta(minutes=59) < time - datetime.now(UTC) < timedelta(minutes=61)
+    with with_replies(httpx.Response(200, json={"release": "1.9"}, headers={"date": "yesterday"})) as client:
+        assert client.greet() == ("1.9", None)
+
+
+def test_addresses_are_tried_without_anything_being_created(label_studio: Any) -> None:
+    with connect(label_studio) as client:
+        client.try_ml_backend_url(1, "http://127.0.0.1:9090")
+        client.try_webhook_url(1, "http://127.0.0.1:9090/webhook")
+        label_studio.blocks_connections = label_studio.blocks_webhooks = True
+        with pytest.raises(LabelStudioForbiddenError, match="reserved network"):
+            client.try_ml_backend_url(1, "http://127.0.0.1:9090")
+        with pytest.raises(LabelStudioForbiddenError, match="reserved network"):
+            client.try_webhook_url(1, "http://127.0.0.1:9090/webhook")
+    assert label_studio.backends == label_studio.hooks == []
+
+
+def test_what_a_trial_has_created_after_all_is_taken_back() -> None:
+    asked: list[str] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append(f"{request.method} {request.url.path}")
+        return httpx.Response(201, json={"id": 5}) if request.method == "POST" else httpx.Response(204)
+
+    with LabelStudioClient("http://ls.test", "legacy", transport=httpx.MockTransport(answer)) as client:
+        client.try_webhook_url(1, "http://h.test/webhook")
+        client.try_ml_backend_url(1, "http://h.test")
+    assert asked == ["POST /api/webhooks/", "DELETE /api/webhooks/5/", "POST /api/ml/", "DELETE /api/ml/5"]
+
+
+def test_a_trial_of_an_address_that_is_refused_says_so() -> None:
+    errors = {"url": ["Enter a valid URL."], "actions": ["no"]}
+    refused = httpx.Response(400, json={"detail": "Validation error", "validation_errors": errors})
+    with with_replies(refused) as client, pytest.raises(LabelStudioRejectedError, match="Enter a valid URL"):
+        client.try_webhook_url(1, "http://h_h/webhook")
+
+
 # Tokens -----------------------------------------------------------------------------------------------------
 def test_a_legacy_token_is_sent_as_it_is(label_studio: Any) -> None:
     with connect(label_studio, f" {label_studio.LEGACY}\n") as client:
-        assert client.version() == "1.23.2"
+        assert client.whoami()["email"] == "owner@example.com"
         assert client.authorization() == f"Token {label_studio.LEGACY}"
     assert label_studio.refreshes == 0
 
@@ -80,19 +124,19 @@ def test_a_wrong_personal_token_is_named_without_being_shown(label_studio: Any) 
         connect(label_studio, token) as client,
         pytest.raises(LabelStudioAuthError, match="Token is invalid") as caught,
     ):
-        client.version()
+        client.whoami()
     assert token not in str(caught.value)
     assert label_studio.calls == [("POST", "/api/token/refresh/")]
 
 
 def test_a_wrong_legacy_token_names_the_setting(label_studio: Any) -> None:
     with connect(label_studio, "0" * 40) as client, pytest.raises(LabelStudioAuthError, match="off by default"):
-        client.version()
+        client.whoami()
     with (
         LabelStudioClient("http://ls.test", None, transport=label_studio.transport) as client,
         pytest.raises(LabelStudioAuthError, match="Set LABEL_STUDIO_API_KEY"),
     ):
-        client.version()
+        client.whoami()
 
 
 class Clock:
@@ -212,7 +256,7 @@ def test_nobody_at_the_address_is_named() -> None:
         LabelStudioClient("http://127.0.0.1:1", None, sleep=lambda _seconds: None) as client,
         pytest.raises(LabelStudioUnreachableError, match=r"http://127\.0\.0\.1:1 cannot be reached.*LABEL_STUDIO_URL"),
     ):
-        client.version()
+        client.whoami()
 
 
 def test_no_content_is_fine() -> None:
