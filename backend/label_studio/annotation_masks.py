@@ -35,7 +35,7 @@ BARE_SHAPES = frozenset({"brush", "bitmask", "polygon", "rectangle", "ellipse", 
 _ANSWERS = frozenset({"taxonomy", "textarea", "ranker", "rating", "number", "datetime", "pairwise"})
 
 
-class _UnreadableError(ValueError):
+class _UnreadableError(ShapeError):
     """Why one region is left out."""
 
 
@@ -169,7 +169,7 @@ class _ResultReader:
                 self._read_choices(region)
             else:
                 self._read_shape(region, kind)
-        except (_UnreadableError, BrushError, ShapeError) as error:
+        except (BrushError, ShapeError) as error:
             self._unread.append(UnreadRegion(str(region.get("id") or ""), kind, str(error)))
 
     def finish(self) -> AnnotationMasks:
@@ -199,7 +199,7 @@ class _ResultReader:
         if region.get("image_rotation"):
             raise _UnreadableError(f"it was drawn on the image rotated by {region['image_rotation']} degrees")
         size_hw = self._size_of(region)
-        mask = _shape_mask(kind, value, size_hw)
+        mask = region_mask(kind, value, size_hw)
         self._size_hw = size_hw
         for label in labels:
             before = self._masks.get(label)
@@ -265,7 +265,20 @@ def _texts(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
 
 
-def _shape_mask(kind: str, value: Mapping[str, Any], size_hw: tuple[int, int]) -> Mask:
+def region_mask(kind: str, value: Mapping[str, Any], size_hw: tuple[int, int]) -> Mask:
+    """Draw one region.
+
+    Args:
+        kind: its `type`: a shape's name, with or without "labels".
+        value: its `value`.
+        size_hw: of the displayed image, px.
+
+    Returns:
+        bool, shape `size_hw`, at least one pixel set.
+
+    Raises:
+        ShapeError, BrushError: it has no area, or a value that cannot be read.
+    """
     shape = kind.removesuffix("labels")
     if shape == "brush" or (not shape and "rle" in value):
         if value.get("format") not in (None, "rle"):
