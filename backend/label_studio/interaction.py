@@ -185,11 +185,11 @@ def read_context(context: object, config: InteractiveConfig, task: object = None
 
 def _typed(results: Sequence[Mapping[str, Any]], config: InteractiveConfig, task: object) -> Question | None:
     """A phrase. All text areas of the image come along, also those that are no phrases."""
-    asked = [result for result in results if result.get("from_name") in config.phrases]
+    asked = [result for result in results if _name(result) in config.phrases]
     if not asked:
         return None
     if len(asked) > 1:
-        names = ", ".join(f'"{result.get("from_name")}"' for result in asked)
+        names = ", ".join(f'"{_name(result)}"' for result in asked)
         raise InteractionError(
             f"the text areas {names} all hold a text, and the editor does not say which one was just filled: set "
             'smart="false" on those that are no phrases'
@@ -206,7 +206,7 @@ def _typed(results: Sequence[Mapping[str, Any]], config: InteractiveConfig, task
     text = " ".join(texts[-1].split())
     if len(text) > MAX_PHRASE_CHARS:
         raise InteractionError(f"the phrase has {len(text)} characters, more than {MAX_PHRASE_CHARS}")
-    control = config.phrases[_text(result, "from_name")]
+    control = config.phrases[_name(result)]
     like = _LIKE.fullmatch(text)
     if like:
         return _like(to_name, text, like.group(1).casefold(), control, task)
@@ -334,6 +334,12 @@ def _shape(result: Mapping[str, Any]) -> str:
     """The shape that a result's type names; "" for none."""
     kind = str(result.get("type") or "").lower().removesuffix("labels")
     return kind if kind in (*_AREAS, *_PAINTED, "keypoint") else ""
+
+
+def _name(result: Mapping[str, Any]) -> str:
+    """The name of the control that made a result; "" for what is no name."""
+    name = result.get("from_name")
+    return name if isinstance(name, str) else ""
 
 
 def _point(region: _Region) -> Point:

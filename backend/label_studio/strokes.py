@@ -56,6 +56,8 @@ def strokes_mask(value: Mapping[str, Any], size_hw: tuple[int, int]) -> Mask:
         # OpenCV draws lines of at most 32767 px; such a line covers any image that is read here.
         thickness = min(32_767, max(1, round(width / 100 * size_hw[1])))
         scaled = np.rint((points - 0.5) * (1 << _FRACTION_BITS)).astype(np.int32)
+        if len(scaled) == 1:
+            scaled = np.repeat(scaled, 2, axis=0)  # a dot: OpenCV draws no line from one point
         colour = 0 if touch.get("type") == "eraser" else 1
         cv2.polylines(picture, [scaled], False, colour, thickness, cv2.LINE_8, _FRACTION_BITS)
     return picture.astype(np.bool_)
