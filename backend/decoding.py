@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlm_core.runs import Ints, RunMask
+from vlm_core.runs import Ints, RunMask, intersection
 from vlm_core.trace import mean_inside, peaks_inside, trace_prompt
 
 Logits = NDArray[np.float32]
@@ -76,6 +76,21 @@ class LabelMask:
         ends = np.cumsum(np.bincount(self.part_of_run, minlength=len(self.parts)))
         return [self.mask.select(members) for members in np.split(order, ends[:-1])]
 
+    def only(self, parts: Sequence[int]) -> LabelMask:
+        """With some of its parts; `parts` are indices into `parts`, ascending."""
+        if self.mask is None or len(parts) == len(self.parts):
+            return self
+        if not parts:
+            return LabelMask(None, (), 1.0 - self.peak, self.peak, np.empty(0, dtype=np.int32), self.reached)
+        renumbered = np.full(len(self.parts), -1, dtype=np.int32)
+        renumbered[list(parts)] = np.arange(len(parts))
+        numbers = renumbered[self.part_of_run]
+        kept = tuple(self.parts[index] for index in parts)
+        score = float(np.average([part.score for part in kept], weights=[part.area_px for part in kept]))
+        return LabelMask(
+            self.mask.select(numbers >= 0), kept, _unit(score), self.peak, numbers[numbers >= 0], self.reached
+        )
+
 
 def least_area_px(configured: int | None, size_hw: tuple[int, int]) -> int:
     """The least area of a part: what the control says, else a small share of the image.
@@ -98,6 +113,7 @@ def decode_label(
     temperature: float = 1.0,
     unwanted: Logits | None = None,
     peaks: bool = False,
+    within: RunMask | None = None,
 ) -> LabelMask:
     """Decode one label from the grids of its phrases; they combine as those of a `vlm_core.Prompt`.
 
@@ -112,6 +128,7 @@ def decode_label(
         temperature: logits are divided by it before the sigmoid, > 0.
         unwanted: (B, h, w) float32, the phrases that must not be included; None: there are none.
         peaks: whether to say where the parts are most certain.
+        within: what lies outside is not looked at, in the displayed image; None: all of it is.
 
     Returns:
         Mask, parts and scores. Scores are finite, also where logits are not.
@@ -133,6 +150,8 @@ def decode_label(
     left = best if not len(against) else np.where(largest > against.max(axis=0), best, np.float32(0))
     peak = float(left.max())
     mask = trace_prompt(list(grid), list(against), level, size_hw)
+    if within is not None:
+        mask = intersection([mask, within])
     numbers, count = mask.components()
     boxes, areas = mask.measure(numbers, count)
     kept = np.flatnonzero(areas >= max(1, min_area_px))

@@ -14,6 +14,7 @@ from backend.label_studio.images.errors import (
     ImageTimeoutError,
     ImageTooLargeError,
 )
+from backend.label_studio.interaction import InteractionError
 from backend.model_store import BusyError, ModelFailedError, ModelLoadingError
 from backend.versions import VersionError
 from vlm_core.errors import VLMError
@@ -23,6 +24,7 @@ Reason = Literal[
     "task_data",
     "late",
     "refused",
+    "question",
     "image_address",
     "image_forbidden",
     "image_unavailable",
@@ -41,6 +43,7 @@ Reason = Literal[
 _BY_KIND: tuple[tuple[type[Exception], Reason], ...] = (
     # The first that fits: a kind of error stands before what it is a kind of.
     (LabelConfigError, "config"),
+    (InteractionError, "question"),
     (ForbiddenAddressError, "image_forbidden"),
     (ImageAddressError, "image_address"),
     (ImageTimeoutError, "image_timeout"),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from vlm_core.types import ImageFeatures, TagScore
+    from vlm_core.visual_prompts import Exemplar
 
 What = TypeVar("What")
 
@@ -179,6 +180,18 @@ class Inference:
         group = ("decode", id(model))
         most = max(1, model.encode_batch // len(features))
         return self._store.compute(group, _Asked((features, prompts), times), decode, timeout_s, most=most)
+
+    def grid_like(
+        self, model: ServingModel, features: ImageFeatures, exemplars: Sequence[Exemplar], timeout_s: float
+    ) -> Logits:
+        """Logits (1, h, w) of what is like some exemplars; the mean of their conditions asks. Raises as `grids` does."""
+
+        def decode(requests: Sequence[tuple[ImageFeatures, Sequence[Exemplar]]]) -> list[Logits]:
+            ((features, shown),) = requests
+            condition = model.encode_exemplars(shown).mean(0, keepdim=True)
+            return [model.decode_batch(features, [condition])[0].logits.numpy()]
+
+        return self._store.compute(("like", id(model)), (features, exemplars), decode, timeout_s, most=1)
 
     def ranking(
         self,

@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 
     from vlm_core.tags import TagCalibration
     from vlm_core.types import ImageFeatures, MaskLogits, TagScore
+    from vlm_core.visual_prompts import Exemplar
 
 log = logging.getLogger(__name__)
 
@@ -98,6 +99,9 @@ class ServingModel(Protocol):
 
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         """Conditions (P, E)."""
+
+    def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> torch.Tensor:
+        """Conditions (N, E) of what pictures show."""
 
     def decode_batch(self, features: ImageFeatures, conditions: Sequence[torch.Tensor]) -> list[MaskLogits]:
         """Logits on the model's own grid, for each image with its own conditions."""

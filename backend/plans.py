@@ -19,6 +19,7 @@ from typing import Any
 
 from backend import atomic
 from backend.label_studio.config import LabelConfigError, PredictionPlan, parse_label_config
+from backend.label_studio.interactive_config import InteractiveConfig, read_interactive_config
 
 log = logging.getLogger(__name__)
 
@@ -62,10 +63,12 @@ class ConfigPlan:
     Attributes:
         plan: what to predict.
         check: validates predictions before they are answered.
+        interactive: what annotators ask with, and where they are told what came of it.
     """
 
     plan: PredictionPlan
     check: PredictionCheck
+    interactive: InteractiveConfig
 
 
 class PlanCache:
@@ -91,7 +94,8 @@ class PlanCache:
             if key in self._plans:
                 self._plans.move_to_end(key)
                 return self._plans[key]
-        made = ConfigPlan(parse_label_config(label_config, extra_params), PredictionCheck(label_config))
+        plan = parse_label_config(label_config, extra_params)
+        made = ConfigPlan(plan, PredictionCheck(label_config), read_interactive_config(label_config, plan))
         with self._lock:
             self._plans[key] = made
             while len(self._plans) > _CACHED_PLANS:

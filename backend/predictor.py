@@ -2,7 +2,8 @@
 
 An item of the answer is a prediction, `{"model_version", "score", "result"}`, where an empty `result` means that
 nothing was found; or `{"error"}` without `result`, and then Label Studio stores nothing and may ask again. One
-bad task costs itself only.
+bad task costs itself only. What an annotator asks while working on a task (`backend.answers.interactive`) is stored by
+nobody; its item has a `message` for them too.
 
 Images are fetched by several threads, a few ahead of the model, so that a batch of any size holds few images in
 memory. The model sees one image at a time and hands itself over between images, so that a task that an
@@ -15,13 +16,14 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from backend.answers.image import answer_image
+from backend.answers.interactive import answer_question, choose_target, told
 from backend.answers.request import ControlAnswer, Deadline, PredictionRequest, TaskError
 from backend.answers.task import image_uri, task_data, task_id, with_own_phrases
-from backend.answers.view import SizedImage
+from backend.answers.view import ImageView, SizedImage
 from backend.cache_counts import CacheCounts
 from backend.decoding import mean_score
 from backend.disk_cache import DiskCache
@@ -30,6 +32,8 @@ from backend.features import FeatureCache
 from backend.inference import Inference
 from backend.label_studio.config import ControlPlan, LabelConfigError, PredictionPlan
 from backend.label_studio.images import ImageError
+from backend.label_studio.interaction import InteractionError, Like, read_context
+from backend.label_studio.interactive_config import MessageBox
 from backend.metrics import Metrics, Times
 from backend.model_store import ModelStore, ModelUnavailableError, ServingModel
 from backend.plans import ExtraParams, PlanCache
@@ -76,7 +80,7 @@ class Answer:
     @property
     def failed(self) -> int:
         """Tasks without a prediction."""
-        return sum("result" not in item for item in self.items)
+        return sum("error" in item for item in self.items)
 
 
 @dataclass(frozen=True)
@@ -140,7 +144,7 @@ class Predictor:
         project_id: int,
         label_config: str,
         deadline: Deadline,
-        context: Mapping[str, Any] | None = None,
+        context: object = None,
     ) -> Answer:
         """Answer tasks of one project.
 
@@ -149,8 +153,8 @@ class Predictor:
             project_id: Label Studio's id.
             label_config: the XML of the project.
             deadline: tasks that are not done by then get an error.
-            context: of an interactive request: regions that the annotator has just drawn. Where they name labels,
-                only those labels are answered.
+            context: of an interactive request: what the annotator has just drawn or typed; see
+                `backend.label_studio.interaction`. None: predictions are asked for.
 
         Returns:
             One item per task. Never raises for what tasks, configs, images or versions hold.
@@ -163,7 +167,8 @@ class Predictor:
             reason = _public(error)
             log.warning("project=%d tasks=%d no prediction: %s", project_id, len(tasks), error)
             self._metrics.failed(reason_of(error), len(tasks))
-            return Answer([{"error": reason} for _ in tasks], "")
+            box = None if context is None else self._message_box(label_config, project_id)
+            return Answer([told({"error": reason}, box) for _ in tasks], "")
         done = [_Done({"error": deadline.late}, "late") for _ in tasks]
         for index, one in self._answered(tasks, request):
             done[index] = one
@@ -172,11 +177,12 @@ class Predictor:
                 self._metrics.answered(found=bool(one.item["result"]))
             else:
                 self._metrics.failed(one.failure)
-        return Answer([one.item for one in done], request.version.name, request.times.fields())
+        items = [one.item for one in done]
+        if context is not None:
+            items = [told(item, request.config.interactive.messages) for item in items]
+        return Answer(items, request.version.name, request.times.fields())
 
-    def _prepare(
-        self, project_id: int, label_config: str, deadline: Deadline, context: Mapping[str, Any] | None
-    ) -> PredictionRequest:
+    def _prepare(self, project_id: int, label_config: str, deadline: Deadline, context: object) -> PredictionRequest:
         self._store.wait(deadline.remaining())
         self._store.model()
         config = self._plans.get(label_config, self._extra_params.of(project_id))
@@ -184,9 +190,14 @@ class Predictor:
         controls = servable_controls(config.plan, model)
         if not controls:
             raise TaskError(_nothing_to_do(config.plan, model), "config")
-        if context is not None:
-            controls = _asked_for(controls, context)
-        return PredictionRequest(config, controls, version, model, project_id, deadline, Times(self._metrics))
+        return PredictionRequest(config, controls, version, model, project_id, deadline, Times(self._metrics), context)
+
+    def _message_box(self, label_config: str, project_id: int) -> MessageBox | None:
+        """Where the annotator is told that nothing can be answered; None where that cannot be known either."""
+        try:
+            return self._plans.get(label_config, self._extra_params.of(project_id)).interactive.messages
+        except LabelConfigError:
+            return None
 
     def _answered(self, tasks: Sequence[Any], request: PredictionRequest) -> Iterator[tuple[int, _Done]]:
         """Items as they are done, until the deadline.
@@ -219,6 +230,8 @@ class Predictor:
         try:
             if not request.deadline.remaining():  # it waited behind others; nobody would see the result
                 raise TaskError("the time was up before the image was fetched: ask again", "late")
+            if request.context is not None:
+                return _Done(self._interactive_item(task, request))
             answers = self._answers(task, request)
             item: Item = {
                 "model_version": request.version.name,
@@ -229,7 +242,7 @@ class Predictor:
             if refused:
                 problems = "; ".join(refused)
                 raise TaskError(f"the prediction does not fit the labelling config: {problems}", "refused")
-        except (TaskError, ImageError, VLMError) as error:
+        except (TaskError, InteractionError, ImageError, VLMError) as error:
             log.warning("project=%d task=%s no prediction: %s", request.project_id, task_id(task), error)
             return _Done({"error": _public(error)}, reason_of(error))
         except Exception as error:
@@ -240,6 +253,23 @@ class Predictor:
             text = f"{kind} on the server; its log has the details under {reference}"
             return _Done({"error": text}, reason_of(error))
         return _Done(item)
+
+    def _interactive_item(self, task: Any, request: PredictionRequest) -> Item:
+        """What an annotator gets who works on a task."""
+        question = read_context(request.context, request.config.interactive, task)
+        item: Item = {"model_version": request.version.name, "score": 0.0, "result": []}
+        if question is None:
+            return item
+        target = choose_target(question, request.controls)
+        image = self._images.fetch(
+            image_uri(target.control, task_data(task)),
+            task_id=task_id(task),
+            project_id=request.project_id,
+            at_least_px=None if isinstance(question, Like) else _needed_px([target.control], request.model),
+        )
+        view = ImageView(self._inference, image, request, masks=True, tags=False)
+        reply = answer_question(question, target, view, task)
+        return item | {"score": reply.score, "result": reply.regions, "message": reply.message}
 
     def _answers(self, task: Any, request: PredictionRequest) -> list[ControlAnswer]:
         """What each control says of one task, image by image."""
@@ -278,23 +308,6 @@ def _needed_px(controls: Sequence[ControlPlan], model: ServingModel) -> int | No
     if any(control.tile is not None or control.per_region for control in controls):
         return None
     return _OVERSAMPLING * model.input_px
-
-
-def _asked_for(controls: tuple[ControlPlan, ...], context: Mapping[str, Any]) -> tuple[ControlPlan, ...]:
-    """The controls cut down to the labels that the annotator's regions name; all where they name none of ours."""
-    named: set[str] = set()
-    regions = context.get("result")
-    for region in regions if isinstance(regions, list) else []:
-        value = region.get("value") if isinstance(region, Mapping) else None
-        for entry in value.values() if isinstance(value, Mapping) else []:
-            if isinstance(entry, list):
-                named.update(item for item in entry if isinstance(item, str))
-    cut: list[ControlPlan] = []
-    for control in controls:
-        labels = tuple(label for label in control.labels if label.label in named or label.value in named)
-        if labels and control.shape is not None:
-            cut.append(replace(control, labels=labels))
-    return tuple(cut) or controls
 
 
 def _nothing_to_do(plan: PredictionPlan, model: ServingModel) -> str:

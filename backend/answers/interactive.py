@@ -22,6 +22,7 @@ from backend.answers.view import ImageView
 from backend.decoding import LabelMask
 from backend.label_studio.config import ControlPlan, LabelPrompt
 from backend.label_studio.interaction import At, Inside, InteractionError, Like, Phrase, Question
+from backend.label_studio.interactive_config import MessageBox
 from backend.label_studio.results import Region
 from vlm_core.runs import RunMask, intersection
 
@@ -123,6 +124,25 @@ def _asking(label: LabelPrompt, texts: tuple[str, ...]) -> LabelPrompt:
     return replace(label, prompts=texts, not_prompts=(), prompt_from=None)
 
 
+def told(item: dict[str, Any], box: MessageBox | None) -> dict[str, Any]:
+    """The item with a text for the annotator where the labelling config has a place for it.
+
+    The editor shows no `error` of an item. A text area it fills, and replaces what stood there before.
+    """
+    text = item.get("error") or item.get("message")
+    if box is None or not text:
+        return item
+    said = {
+        "id": _identity(box.from_name),
+        "from_name": box.from_name,
+        "to_name": box.to_name,
+        "type": "textarea",
+        "value": {"text": [text]},
+        "origin": "prediction",
+    }
+    return item | {"result": [*item.get("result", []), said]}
+
+
 def answer_question(question: Question, target: Target, view: ImageView, task: Any) -> Reply:
     """Answer one question about one image.
 
@@ -184,9 +204,7 @@ def _find_alike(question: Like, target: Target, view: ImageView) -> LabelMask:
 
 def _is_one_of(piece: RunMask, shown: Sequence[RunMask]) -> bool:
     """Whether a part is what was shown: half of the smaller of the two lies in the other."""
-    return any(
-        2 * intersection([piece, region]).area_px >= min(piece.area_px, region.area_px) for region in shown
-    )
+    return any(2 * intersection([piece, region]).area_px >= min(piece.area_px, region.area_px) for region in shown)
 
 
 def _at(question: At, found: LabelMask, size_hw: tuple[int, int]) -> LabelMask:

@@ -15,6 +15,7 @@ from backend.label_studio.config import ControlPlan, LabelPrompt
 from backend.versions import effective_threshold
 
 if TYPE_CHECKING:
+    from vlm_core.runs import RunMask
     from vlm_core.tiles import Tile
 
 _MOST_GRID_BYTES = 256 * 1024 * 1024
@@ -30,6 +31,7 @@ class MaskQuestion:
         unwanted: phrases for what must not be included.
         threshold, temperature, min_area_px: as for `backend.decoding.decode_label`.
         tile: as for `vlm_core.Model.segment`.
+        within: the part of the image that is looked at; None: all of it.
     """
 
     wanted: tuple[str, ...]
@@ -38,6 +40,7 @@ class MaskQuestion:
     temperature: float
     min_area_px: int
     tile: Tile
+    within: RunMask | None = None
 
     @classmethod
     def of(cls, label: LabelPrompt, control: ControlPlan, view: ImageView) -> MaskQuestion:
@@ -87,6 +90,7 @@ def find_masks(
                         temperature=question.temperature,
                         unwanted=np.stack([grids[p] for p in question.unwanted]) if question.unwanted else None,
                         peaks=question in peaks,
+                        within=question.within,
                     )
     return found
 

@@ -56,6 +56,7 @@ class PredictionRequest:
         project_id: Label Studio's id.
         deadline: of the whole request.
         times: where its time goes.
+        context: of an interactive request, as the editor made it; None for predictions.
     """
 
     config: ConfigPlan
@@ -65,6 +66,7 @@ class PredictionRequest:
     project_id: int
     deadline: Deadline
     times: Times
+    context: object = None
 
     def check_time(self) -> None:
         """Raise TaskError where the time is up: what takes long asks now and then."""

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from backend.answers.request import PredictionRequest
 from backend.decoding import Logits
 from backend.features import Kind
@@ -13,6 +15,7 @@ from backend.inference import HashedImage, ImagePart, Inference
 from backend.metrics import Stopwatch, Times
 
 if TYPE_CHECKING:
+    from vlm_core.runs import RunMask
     from vlm_core.tiles import Box, Windows
     from vlm_core.types import ImageFeatures, TagScore
 
@@ -62,6 +65,17 @@ class ImageView:
     def grids(self, phrases: Sequence[str]) -> dict[str, Logits]:
         """Logits of each phrase on the model's grid, (h, w) each, from the view of the whole image."""
         return self._inference.grids(self.request.model, self._mask_features, phrases, self._remaining(), self._times)
+
+    def grid_like(self, regions: Sequence[RunMask]) -> Logits:
+        """Logits (1, h, w), on the model's grid, of what is like regions of this image, of its displayed size each."""
+        from PIL import Image
+
+        picture = self.image.image
+        masks = [
+            Image.fromarray(region.to_array()).resize(picture.size, Image.Resampling.NEAREST) for region in regions
+        ]
+        exemplars = [(picture, np.asarray(mask, dtype=np.bool_)) for mask in masks]
+        return self._inference.grid_like(self.request.model, self._mask_features, exemplars, self._remaining())
 
     def windows_grids(self, phrases: Sequence[str], levels: Sequence[Windows]) -> dict[str, Logits]:
         """The same from windows as well, on a finer grid; see `vlm_core.tiles`."""

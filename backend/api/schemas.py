@@ -79,7 +79,7 @@ class SetupRequest(_Request):
 class PredictParams(_Request):
     """`params` of `POST /predict`; login and password in it are not read."""
 
-    context: dict[str, Any] | None = None
+    context: Any = None  # read by `backend.label_studio.interaction`, which tells the annotator what is wrong with it
 
 
 class PredictRequest(_Request):
@@ -91,8 +91,8 @@ class PredictRequest(_Request):
     params: PredictParams | None = None
 
     @property
-    def context(self) -> dict[str, Any] | None:
-        """The annotator's regions; None for a batch."""
+    def context(self) -> Any:
+        """What the annotator drew or typed; None for a batch."""
         return None if self.params is None else self.params.context
 
 

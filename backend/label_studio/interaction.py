@@ -28,6 +28,8 @@ from vlm_core.runs import RunMask, union
 
 MAX_PHRASE_CHARS = 1000
 MAX_REGIONS = 1000
+MAX_EXEMPLARS = 16
+"""Regions that are shown to the model, the newest ones: each costs about as much as an image."""
 
 _LIKE = re.compile(r"\s*(?:show\s+|find\s+)?more\s+like\s+(.+?)\s*[.!]*\s*", re.IGNORECASE | re.DOTALL)
 _THE_LAST = ("this", "this one", "that", "that one", "it")
@@ -238,7 +240,8 @@ def _like(to_name: str, text: str, which: str, control: str | None, task: object
                 if labels
                 else f'there is no region of "{which}" to compare with: no region has a label'
             )
-    return Like(to_name, chosen[-1].labels, tuple(region.drawn for region in chosen), text, control)
+    shown = tuple(region.drawn for region in chosen[-MAX_EXEMPLARS:])
+    return Like(to_name, chosen[-1].labels, shown, text, control)
 
 
 def _drawn(results: Sequence[Mapping[str, Any]], config: InteractiveConfig) -> Question | None:
@@ -258,7 +261,7 @@ def _drawn(results: Sequence[Mapping[str, Any]], config: InteractiveConfig) -> Q
         region.drawn for region in regions if region.kind in _PAINTED or region.from_names & config.exemplar_tools
     )
     if shown:
-        return Like(to_name, labels, shown)
+        return Like(to_name, labels, shown[-MAX_EXEMPLARS:])
     return Inside(to_name, labels, tuple(region.drawn for region in regions))
 
 

@@ -7,8 +7,6 @@ answers are told.
 | | `model_answer="marks"` | the control that answers its phrases |
 | `TextArea` | `model_text="messages"` | the place for what was found, or why nothing was |
 | a shape's control tag | `model_smart="exemplar"` | what its smart tool draws shows what to look for, instead of where |
-
-Mistakes in these are reported, never fatal: predictions do not depend on them.
 """
 
 from __future__ import annotations
@@ -16,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from backend.label_studio.config import PredictionPlan
 from backend.label_studio.config_xml import Tag, read_tags
 
 
@@ -43,14 +42,19 @@ class InteractiveConfig:
     messages: MessageBox | None = None
 
 
-def read_interactive_config(xml: str) -> InteractiveConfig:
+def read_interactive_config(xml: str, plan: PredictionPlan) -> InteractiveConfig:
     """Read a labelling config.
+
+    Args:
+        xml: the config.
+        plan: what predictions do with it.
 
     Raises:
         LabelConfigError: as `read_tags`.
     """
     root = read_tags(xml)
     images = {tag.get("name") for tag in root.walk() if tag.kind == "image"}
+    filled = {control.from_name for control in plan.controls}
     phrases: dict[str, str | None] = {}
     tools: set[str] = set()
     messages: MessageBox | None = None
@@ -59,12 +63,11 @@ def read_interactive_config(xml: str) -> InteractiveConfig:
         if not name or not to_name:
             continue
         if tag.kind == "textarea":
-            text = (tag.get("model_text") or "").strip().lower()
-            if text == "messages":
+            if (tag.get("model_text") or "").strip() == "messages":
                 messages = messages or MessageBox(name, to_name)
-            elif not text and to_name in images and not _is(tag, "smart", "false"):
+            elif to_name in images and name not in filled and not _is(tag, "smart", "false"):
                 phrases[name] = (tag.get("model_answer") or "").strip() or None
-        elif (tag.get("model_smart") or "").strip().lower() == "exemplar":
+        elif (tag.get("model_smart") or "").strip() == "exemplar":
             tools.add(name)
     return InteractiveConfig(phrases, frozenset(tools), messages)
 
