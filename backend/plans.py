@@ -13,7 +13,7 @@ import re
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +68,7 @@ class ConfigPlan:
 
     plan: PredictionPlan
     check: PredictionCheck
-    interactive: InteractiveConfig
+    interactive: InteractiveConfig = field(default_factory=InteractiveConfig)
 
 
 class PlanCache:

@@ -101,11 +101,15 @@ def choose_target(question: Question, controls: Sequence[ControlPlan]) -> Target
 
 
 def _target_of_phrase(question: Phrase, drawing: Sequence[ControlPlan]) -> Target:
-    asked = {text.casefold() for text in question.texts}
+    named: dict[str, tuple[ControlPlan, LabelPrompt]] = {}
     for control in drawing:
         for label in control.labels:
-            if asked & {name.casefold() for name in (label.label, label.value, *label.prompts)}:
-                return Target(replace(control, labels=(_asking(label, question.texts),)))
+            for name in (label.label, label.value, *label.prompts):
+                named.setdefault(name.casefold(), (control, label))
+    found = next((named[text.casefold()] for text in question.texts if text.casefold() in named), None)
+    if found is not None:
+        control, label = found
+        return Target(replace(control, labels=(_asking(label, question.texts),)))
     control = drawing[0]
     if len(control.labels) > 1:
         return _unlabelled(control, question.texts)

@@ -26,6 +26,8 @@ CONTROL_ATTRIBUTES = (
     "model_rotate",
     "model_text",
     "model_image",
+    "model_smart",
+    "model_answer",
     "model_skip",
 )
 """Of control tags. The connection's extra parameters may hold them for all controls at once."""
@@ -33,7 +35,7 @@ CONTROL_ATTRIBUTES = (
 LABEL_ATTRIBUTES = ("prompt", "not_prompt", "predicted_values", "model_prompt_from", "model_skip")
 """Of `Label` and `Choice`; Label Studio's own `value` and `alias` are read too."""
 
-_OF_REGIONS = frozenset(CONTROL_ATTRIBUTES) - {"model_rotate", "model_text", "model_image"}
+_OF_REGIONS = frozenset(CONTROL_ATTRIBUTES) - {"model_rotate", "model_text", "model_image", "model_answer"}
 _OF_ANSWERS = frozenset({"model_score_threshold", "model_top_k", "model_skip"})
 _OTHER_NAMES = {"threshold": "model_score_threshold", "score": "model_score_threshold"}
 _ALIKE = 0.8
@@ -45,7 +47,7 @@ def _read_by(kind: ControlKind) -> frozenset[str]:
     if kind in ("choices", "taxonomy"):
         return _OF_ANSWERS
     if kind == "textarea":
-        return _OF_ANSWERS | {"model_text", "prompt", "predicted_values"}
+        return _OF_ANSWERS | {"model_text", "model_answer", "prompt", "predicted_values"}
     if kind == "ranker":
         return frozenset({"model_image", "model_skip"})
     return _OF_REGIONS | {"model_rotate"} if kind.startswith("rectangle") else _OF_REGIONS

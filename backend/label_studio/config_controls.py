@@ -102,6 +102,7 @@ class ConfigReader:
     def _regions(self, tag: Tag) -> ControlPlan:
         """A control that draws, with labels of its own or, a bare shape, with those of a `Labels` tag beside it."""
         kind, attributes = _DRAWING[tag.kind], self._attributes(tag)
+        attributes.one_of("model_smart", ("exemplar",))
         from_name, to_name = required(tag, "name"), required(tag, "toName")
         _refuse_skipped(attributes)
         image_key = self._objects.image_key(tag, draws=True)
@@ -202,8 +203,12 @@ class ConfigReader:
 
     def _textarea(self, tag: Tag) -> ControlPlan | None:
         attributes, tags = self._attributes(tag), read_phrases(tag)
-        text = attributes.one_of("model_text", ("tags", "phrases"))
+        text = attributes.one_of("model_text", ("tags", "phrases", "messages"))
         written = attributes.written("model_text")
+        self._check_answering(tag)
+        if text == "messages" and written:
+            self._check_messages(tag)
+            raise LeftAloneError("it tells annotators what came of their questions")
         if not tags and not written:
             if not is_control(tag):
                 return None  # Label Studio allows it: a field of its own
@@ -222,6 +227,29 @@ class ConfigReader:
             raise LeftAloneError('model_text="phrases" is for the whole image, not for single regions (perRegion)')
         most = _limit(plan.top_k, tag.get("maxSubmissions"))
         return replace(plan, text="tags" if tags else "phrases", top_k=most, labels=tags)
+
+    def _check_answering(self, tag: Tag) -> None:
+        """Refuse a `model_answer` that names no control that draws on the text area's image."""
+        named = (tag.get("model_answer") or "").strip()
+        drawing = [
+            other.get("name") or ""
+            for other in self._tags
+            if other.kind in _DRAWING and other.get("toName") == tag.get("toName")
+        ]
+        if tag.get("model_answer") is not None and named not in drawing:
+            remedy = f"Name one of {', '.join(drawing)}" if drawing else "Remove it"
+            raise LabelConfigError(
+                f"{where(tag, 'model_answer')}, which draws nothing on the same image", remedy, line=tag.line
+            )
+
+    def _check_messages(self, tag: Tag) -> None:
+        """Refuse messages about the image itself: the editor would give them the label that is selected."""
+        if not is_control(tag) or self._objects.is_image(tag.get("toName")):
+            raise LabelConfigError(
+                f"{where(tag, 'model_text')}, but toName names no text",
+                'Add <Text name="chat" value="The model says:"/> and write toName="chat"',
+                line=tag.line,
+            )
 
     def _answer(self, tag: Tag, kind: ControlKind) -> ControlPlan:
         """What the controls have in common that answer with words; the labels are still missing."""

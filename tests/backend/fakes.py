@@ -17,6 +17,7 @@ from backend.queue import LiveJob, QueueCounts, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
 from vlm_core.tags import TagCalibration
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore
+from vlm_core.visual_prompts import Exemplar
 
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "black": (0, 0, 0)}
 GRID = 32
@@ -78,6 +79,11 @@ class ColourModel:
 
     def encode_text(self, prompts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([_rgb(prompt) for prompt in prompts], dtype=torch.float32)
+
+    def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> torch.Tensor:
+        """The mean colour of each region."""
+        rows = [np.asarray(image, dtype=np.float32)[region].mean(0) for image, region in exemplars]
+        return torch.from_numpy(np.stack(rows))
 
     def decode_batch(self, features: ImageFeatures, conditions: Sequence[torch.Tensor]) -> list[MaskLogits]:
         if not self.can_segment:

@@ -46,6 +46,9 @@ class Bench:
 
     def predict(self, uris: list[str], config: str = BRUSH, **changes: Any) -> Answer:
         tasks = [{"id": n, "data": {"image": uri}} for n, uri in enumerate(uris, start=1)]
+        return self.predict_tasks(tasks, config, **changes)
+
+    def predict_tasks(self, tasks: list[dict[str, Any]], config: str, **changes: Any) -> Answer:
         arguments: dict[str, Any] = {"project_id": 7, "label_config": config, "deadline": Deadline(20)}
         return self.predictor.predict(tasks, **(arguments | changes))
 
@@ -62,7 +65,7 @@ def bench(tmp_path: Path, images: MemoryImages) -> Iterator[Bench]:
     made.predictor.close()
 
 
-def _mask(region: dict[str, Any]) -> np.ndarray:
+def brush_mask(region: dict[str, Any]) -> np.ndarray:
     flat = brush.decode_rle(region["value"]["rle"])
     height, width = region["original_height"], region["original_width"]
     return flat.reshape(height, width, 4)[:, :, 3] > 0
@@ -73,7 +76,7 @@ def test_a_mask_covers_what_the_prompt_names(bench: Bench) -> None:
     (region,) = item["result"]
     assert region["value"]["brushlabels"] == ["Red"]
     assert (region["original_height"], region["original_width"]) == (60, 120)
-    mask = _mask(region)
+    mask = brush_mask(region)
     truth = np.zeros((60, 120), bool)
     truth[20:40, 15:45] = True
     assert (mask & truth).sum() / (mask | truth).sum() > 0.85  # the model's grid has 32 cells a side
@@ -90,7 +93,7 @@ def test_every_kind_of_control_is_answered_from_one_encoding(bench: Bench) -> No
     assert by_name["c"] == {"choices": ["Light"]}
     assert set(by_name["m"]["choices"]) == {"red", "green"}
     # Alternatives: one label holds both squares, and its boxes are the squares.
-    assert _mask(item["result"][0]).sum() == pytest.approx(2 * 20 * 30, rel=0.15)
+    assert brush_mask(item["result"][0]).sum() == pytest.approx(2 * 20 * 30, rel=0.15)
     lefts = sorted(r["value"]["x"] * 1.2 for r in item["result"] if r["type"] == "rectanglelabels")
     assert lefts == pytest.approx([15, 90], abs=4)
     assert bench.model.encoded == ["masks", "tags"]
@@ -249,25 +252,6 @@ def test_a_model_without_masks_answers_choices_only(tmp_path: Path, images: Memo
     assert "gives no masks" in item["error"]
 
 
-@pytest.mark.parametrize(
-    ("context", "labels"),
-    [
-        ({"result": [{"type": "rectanglelabels", "value": {"rectanglelabels": ["Red"]}}]}, ["Red"]),
-        ({"result": []}, ["Red", "Green"]),
-        ({"result": [{"value": {"brushlabels": ["Other"]}}]}, ["Red", "Green"]),
-        ({"result": [None, {"value": None}, {"value": {"text": "Red"}}]}, ["Red", "Green"]),
-        ({}, ["Red", "Green"]),
-    ],
-)
-def test_an_interactive_request_answers_the_labels_that_were_drawn(
-    bench: Bench, context: dict[str, Any], labels: list[str]
-) -> None:
-    config = BRUSH.replace('value="Blue" prompt="blue"', 'value="Green" prompt="green"')
-    answer = bench.predict(["squares"], config, context=context)
-    assert [region["value"]["brushlabels"][0] for region in answer.items[0]["result"]] == labels
-    assert answer.model_version == bench.predict(["squares"], config).model_version
-
-
 def _publish(bench: Bench, gain: float, **changes: Any) -> None:
     draft = ManifestDraft(
         base=BaseCheckpoint(name=bench.model.name, fingerprint=bench.model.fingerprint),
@@ -287,7 +271,7 @@ def test_a_published_version_answers_the_next_request(bench: Bench) -> None:
     assert before.model_version.startswith("colours-p7-v000-")
     assert after.model_version.startswith("colours-p7-v001-")
     (region,) = (r for r in after.items[0]["result"] if r["value"]["brushlabels"] == ["Red"])
-    mask = _mask(region)
+    mask = brush_mask(region)
     assert not mask[30, 30]
     assert mask[5, 5]
     # Another project keeps the base model.
