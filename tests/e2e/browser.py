@@ -11,11 +11,12 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 from backend.demo.label_studio import Credentials
 
@@ -56,6 +57,20 @@ def open_task(page: Page, label_studio_url: str, project_id: int, task_id: int, 
     page.wait_for_function("n => document.querySelectorAll('.lsf-outliner-item').length >= n", arg=regions)
 
 
+def complaints_of(page: Page) -> list[str]:
+    """Errors of the page and of its console from now on; the list grows."""
+    complaints: list[str] = []
+
+    def listen(message: ConsoleMessage) -> None:
+        # Label Studio 1.23.2 asks itself for tips that it does not have.
+        if message.type == "error" and not message.location["url"].endswith("/heidi-tips"):
+            complaints.append(message.text)
+
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("console", listen)
+    return complaints
+
+
 def drawn_regions(page: Page) -> npt.NDArray[np.bool_]:
     """Where the editor has drawn regions over the picture: bool (H, W), screen pixels of the whole picture."""
     encoded: list[str] = page.eval_on_selector_all(
@@ -65,3 +80,77 @@ def drawn_regions(page: Page) -> npt.NDArray[np.bool_]:
     # The first layer is the picture. Regions are half transparent, with soft edges.
     alphas = [np.asarray(layer)[..., 3] for layer in layers[1:]]
     return np.any([alpha > alpha.max() / 2 for alpha in alphas], axis=0)  # type: ignore[no-any-return]
+
+
+def annotate_interactively(page: Page) -> None:
+    """Turn the editor's auto-annotation on, and have it accept what is suggested; wait until the picture lies still."""
+    for toggle in ("bottombar-auto-annotation-toggle", "bottombar-auto-accept-toggle"):
+        switch = page.get_by_test_id(toggle)
+        switch.wait_for(state="attached")
+        if not switch.is_checked():
+            switch.check(force=True)
+    before: dict[str, float] | None = None
+    while (now := _picture(page)) != before:
+        before = now
+        page.wait_for_timeout(300)
+
+
+def choose_label(page: Page, label: str) -> None:
+    """Select a label, so that what is drawn gets it. Clicked a second time the editor would unselect it."""
+    found = page.locator(".lsf-label", has_text=label).first
+    if "lsf-label_selected" not in (found.get_attribute("class") or ""):
+        found.click()
+
+
+def choose_smart_tool(page: Page, name: str) -> None:
+    """Take a tool of the editor's auto-detect group, such as "rectangle-tool"."""
+    group = page.locator(".lsf-toolbar__smart").first
+    if group.count():
+        group.locator("xpath=ancestor::button").hover()
+    page.locator(f".lsf-toolbar__group:last-child button[aria-label='{name}']").last.click(force=True)
+
+
+def type_phrase(page: Page, phrase: str) -> None:
+    """Write into the first text area, press Enter and wait for the answer."""
+    page.get_by_test_id("textarea-input").first.fill(phrase)
+    page.keyboard.press("Enter")
+    answered(page)
+
+
+def drag(page: Page, box_xyxy: tuple[float, float, float, float]) -> None:
+    """Draw from corner to corner, in parts of the picture's width and height, and wait for the answer."""
+    left, top, right, bottom = box_xyxy
+    page.mouse.move(*_on_screen(page, left, top))
+    page.mouse.down()
+    page.mouse.move(*_on_screen(page, right, bottom), steps=10)
+    page.mouse.up()
+    answered(page)
+
+
+def click(page: Page, x: float, y: float) -> None:
+    """Click on the picture, in parts of its width and height, and wait for the answer."""
+    page.mouse.click(*_on_screen(page, x, y))
+    answered(page)
+
+
+def answered(page: Page) -> None:
+    """Wait until nothing is asked of the backend any more."""
+    page.wait_for_timeout(300)  # the editor asks after the event
+    page.wait_for_function("() => !Htx.awaitingSuggestions")
+
+
+def serialized(page: Page) -> list[dict[str, Any]]:
+    """What the editor would save of what it shows."""
+    found: list[dict[str, Any]] = page.evaluate("() => Htx.annotationStore.selected.serializeAnnotation()")
+    return found
+
+
+def _picture(page: Page) -> dict[str, float]:
+    box = page.locator(".konvajs-content").first.bounding_box()
+    assert box is not None
+    return dict(box)
+
+
+def _on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
+    box = _picture(page)
+    return box["x"] + x * box["width"], box["y"] + y * box["height"]

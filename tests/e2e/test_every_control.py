@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from playwright.sync_api import Page
 
 from backend.demo.project import evaluation_scenes, png
 from backend.demo.stack import Stack
@@ -20,7 +19,7 @@ from backend.label_studio.annotation_masks import masks_from_results
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import parse_label_config
 from backend.label_studio.connect import connect_project
-from tests.e2e.browser import chromium_path, drawn_regions, open_task, signed_in
+from tests.e2e.browser import chromium_path, complaints_of, drawn_regions, open_task, serialized, signed_in
 from vlm_core.demo.scenes import Scene
 from vlm_core.evaluate import iou
 
@@ -91,18 +90,10 @@ def opened(stack: Stack, predicted: Predicted) -> Any:
     if chromium is None:
         pytest.skip("no Chromium on this machine: install it (apt install chromium), or name one with CHROMIUM")
     regions = len({result["id"] for result in predicted.result if "original_width" in result})
-    complaints: list[str] = []
     with signed_in(stack.label_studio_url, stack.credentials, chromium) as page:
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+        complaints = complaints_of(page)
         open_task(page, stack.label_studio_url, predicted.project_id, predicted.task_id, regions)
         yield page, complaints
-
-
-def serialized(page: Page) -> list[dict[str, Any]]:
-    """What the editor would save of the prediction that it shows."""
-    found: list[dict[str, Any]] = page.evaluate("() => Htx.annotationStore.selected.serializeAnnotation()")
-    return found
 
 
 def comparable(results: Sequence[dict[str, Any]]) -> dict[tuple[str, str], dict[str, Any]]:
