@@ -261,12 +261,13 @@ class Predictor:
         if question is None:
             return item
         target = choose_target(question, request.controls)
-        image = self._images.fetch(
-            image_uri(target.control, task_data(task)),
-            task_id=task_id(task),
-            project_id=request.project_id,
-            at_least_px=None if isinstance(question, Like) else _needed_px([target.control], request.model),
-        )
+        with request.times.timed("fetch"):
+            image = self._images.fetch(
+                image_uri(target.control, task_data(task)),
+                task_id=task_id(task),
+                project_id=request.project_id,
+                at_least_px=None if isinstance(question, Like) else _needed_px([target.control], request.model),
+            )
         view = ImageView(self._inference, image, request, masks=True, tags=False)
         reply = answer_question(question, target, view, task)
         return item | {"score": reply.score, "result": reply.regions, "message": reply.message}
