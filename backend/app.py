@@ -7,7 +7,6 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
-import numpy as np
 from fastapi import FastAPI
 from starlette.exceptions import HTTPException
 
@@ -17,29 +16,26 @@ from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, QueueUnavailableError, Training
 from backend.api.logs import RequestLog, api_error, http_error
 from backend.api.openapi import document
+from backend.api.prelabel import PrelabelHandlers
 from backend.api.routes import make_router
-from backend.decoding import decode_label
-from backend.disk_cache import DiskCache
-from backend.gpu_memory import bound_gpu_memory
+from backend.handing_over import HandingOver, PrelabelLink
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
-from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.label_studio.titles import ProjectTitles
-from backend.label_studio.values import (
-    bitmask_value,
-    brush_value,
-    ellipse_value,
-    polygon_value,
-    rotated_rectangle_value,
-)
 from backend.metrics import Metrics
-from backend.model_store import ModelStore, ServingModel, StoreState
+from backend.model_store import ModelStore, StoreState
 from backend.page.gather import PageSource
+from backend.parts import (
+    connect_prelabelling,
+    connect_queue,
+    feature_files,
+    image_fetcher,
+    label_studio_client,
+    load_model,
+)
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import ImageSource, Predictor
-from backend.queue import TrainingQueue
 from backend.readiness import Probe, Readiness
-from backend.redis_connection import connect_redis
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
@@ -47,20 +43,24 @@ from backend.watched import watch_caches, watch_model, watch_parts, watch_queue
 
 log = logging.getLogger(__name__)
 
-_REDIS_TIMEOUT_S = 0.5
-"""For one command: a webhook has one second in all."""
-
 _PROBE_WAIT_S = 2.0
 """For Redis and Label Studio each, when somebody asks whether they are there."""
 
 
-def create_app(settings: Settings, *, images: ImageSource | None = None, training: Training | None = None) -> FastAPI:
+def create_app(
+    settings: Settings,
+    *,
+    images: ImageSource | None = None,
+    training: Training | None = None,
+    prelabelling: PrelabelLink | None = None,
+) -> FastAPI:
     """The ASGI application. Nothing is loaded or connected until it is started.
 
     Args:
         settings: of the server.
         images: where images come from; default as the settings say.
         training: the training queue; default the one of the settings.
+        prelabelling: the line to pre-labelling; default the one of the settings.
     """
     link = None
     if training is None:
@@ -88,10 +88,12 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
     watch_queue(metrics, training)
     caches = {"features": predictor.feature_counts.read, "phrases": store.phrase_counts}
     watch_caches(metrics, caches | ({} if fetcher is None else {"images": fetcher.cache_counts.read}))
+    prelabelling = prelabelling or PrelabelLink(lambda: connect_prelabelling(settings))
+    connect = label_studio_client(settings)
     handlers = Handlers(
         store=store,
         versions=versions,
-        predictor=predictor,
+        predictor=HandingOver(predictor, prelabelling, can_post=connect is not None),
         plans=plans,
         extra_params=extra_params,
         training=training,
@@ -107,7 +109,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
         activity=activity,
         training=training,
         readiness=readiness,
-        titles=ProjectTitles(label_studio_client(settings)),
+        titles=ProjectTitles(connect),
     )
 
     @asynccontextmanager
@@ -126,6 +128,7 @@ def create_app(settings: Settings, *, images: ImageSource | None = None, trainin
     app.include_router(
         make_router(
             handlers,
+            PrelabelHandlers(prelabelling),
             Gate(settings),
             page,
             request_max_bytes=settings.request_max_bytes,
@@ -161,50 +164,3 @@ def make_readiness(settings: Settings, model: Callable[[], StoreState], training
 
         studio = Probe(label_studio, keep_s=30.0, wait_s=_PROBE_WAIT_S)
     return Readiness(model, Probe(redis, keep_s=5.0, wait_s=_PROBE_WAIT_S), studio)
-
-
-def load_model(settings: Settings) -> ServingModel:
-    """The base model of the settings; see `vlm_core.load` for what it raises."""
-    # The SDK takes half a second to import, the loops that draw masks seconds to compile; here nobody waits for it.
-    import label_studio_sdk.label_interface.interface  # noqa: F401
-
-    import vlm_core
-
-    prepare_masks()
-
-    bound_gpu_memory(settings)
-    return vlm_core.load(settings.checkpoint, device=settings.device, dtype=settings.dtype)
-
-
-def prepare_masks() -> None:
-    """Draw a mask of four pixels in every way: compiles the loops, or reads them from where numba keeps them."""
-    ones = np.ones((1, 2, 2), dtype=np.float32)
-    found = decode_label(ones, (2, 2), threshold=0.5, unwanted=-ones, peaks=True)
-    (piece,) = found.pieces()  # the logits are 1
-    for draw in (brush_value, bitmask_value, polygon_value, rotated_rectangle_value, ellipse_value):
-        draw(piece)
-
-
-def label_studio_client(settings: Settings) -> Callable[[], LabelStudioClient] | None:
-    """What makes a client of the settings' Label Studio; None where they name none, or no token."""
-    url, token = settings.label_studio_url, settings.label_studio_token
-    if url is None or token is None:
-        return None
-    return lambda: LabelStudioClient(url, token, timeout_s=settings.label_studio_timeout_s)
-
-
-def image_fetcher(settings: Settings) -> ImageFetcher:
-    """The images' one way in, with the token for Label Studio where the settings have both."""
-    connect = label_studio_client(settings)
-    authorization = None if connect is None else connect().authorization
-    return ImageFetcher(ImageConfig.from_settings(settings), authorization)
-
-
-def feature_files(settings: Settings) -> DiskCache:
-    """Where the server keeps what the model saw in images."""
-    return DiskCache(settings.data_dir / "cache" / "served-features", settings.feature_disk_bytes)
-
-
-def connect_queue(settings: Settings) -> TrainingQueue:
-    """The training queue of the settings; see `backend.redis_connection.connect_redis` for what it raises."""
-    return TrainingQueue(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), timeout_s=settings.train_timeout_s)

@@ -221,9 +221,9 @@ def check_deployment() -> None:
     Example: docker compose -f docker/compose.yaml run --rm connect check-deployment
     """
     settings = settings_or_exit()
-    from backend.app import connect_queue
     from backend.demo.deployment import Deployment
     from backend.demo.run import run_deployment_check
+    from backend.parts import connect_queue
 
     if settings.label_studio_url is None or settings.label_studio_token is None:
         print("vlm: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY (Account & Settings)", file=sys.stderr)
@@ -242,25 +242,34 @@ def check_deployment() -> None:
 
 @app.command()
 def worker(
-    burst: Annotated[bool, typer.Option("--burst", help="End when the queue is empty.")] = False,
+    queues: Annotated[
+        str,
+        typer.Option(help="What to work on, the most urgent first: a GPU each for 'training' and 'prelabel', say."),
+    ] = "training,prelabel",
+    burst: Annotated[bool, typer.Option("--burst", help="End when the queues are empty.")] = False,
     end_with_stdin: Annotated[
         bool, typer.Option("--end-with-stdin", help="End when the standard input ends: with the parent process.")
     ] = False,
 ) -> None:
-    """Train on corrections, one job after the other, until asked to end.
+    """Train on corrections and pre-label tasks, one job after the other, until asked to end.
 
     Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=... vlm worker
     """
     settings = settings_or_exit()
     from backend.logs import configure_logging
-    from training_jobs.worker import run_worker
+    from training_jobs.worker import QUEUES, run_worker
 
+    names = [name.strip() for name in queues.split(",")]
+    if not names or len(set(names)) < len(names) or not set(names) <= set(QUEUES):
+        raise typer.BadParameter(
+            f"{queues!r} is not one of, or both with a comma: {', '.join(QUEUES)}", param_hint="--queues"
+        )
     configure_logging(settings.log_level, settings.log_format, secrets=settings.secrets)
     if end_with_stdin:
         from backend.lifeline import end_with_standard_input
 
         end_with_standard_input()
-    run_worker(settings, burst=burst)
+    run_worker(settings, queues=names, burst=burst)
 
 
 @models_app.command("list")
@@ -329,7 +338,7 @@ def jobs(
     limit: Annotated[int, typer.Option(min=1, help="Most ended jobs.")] = 20,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Show the training jobs that wait, run and have ended, and what became of them.
+    """Show the jobs that wait, run and have ended, trainings and pre-labelling, and what became of them.
 
     Example: vlm jobs --project 7
     """
@@ -341,6 +350,65 @@ def jobs(
         typer.echo(json.dumps(report, indent=2))
     else:
         print_jobs(report)
+
+
+@app.command()
+def prelabel(
+    project: Annotated[int, typer.Option(min=1, help="Label Studio's id of the project.")],
+    filter_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="CONDITION",
+            help="COLUMN OPERATOR VALUE, like 'total_annotations = 0' or 'data.city ~ Rome'; a column of the Data "
+            "Manager and one of = != < <= > >= ~ !~. Repeatable: all must hold.",
+        ),
+    ] = None,
+    tab: Annotated[int | None, typer.Option(min=1, help="Only the tasks of this Data Manager tab, by its id.")] = None,
+    only_missing: Annotated[
+        bool, typer.Option("--only-missing", help="Only tasks that have no prediction of any version.")
+    ] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Most tasks.")] = None,
+    stop: Annotated[bool, typer.Option("--stop", help="Ask for nothing; drop what no worker has begun.")] = False,
+    wait: Annotated[
+        bool, typer.Option("--wait/--no-wait", help="Stay until it is done, and draw how far it is.")
+    ] = True,
+    json_: Annotated[bool, typer.Option("--json", help="Print the outcome as JSON.")] = False,
+) -> None:
+    """Let the workers predict a project's tasks and import the predictions into Label Studio.
+
+    A task that has a prediction of the serving version gets no second one, so this can be repeated and goes on after
+    an interruption. Ctrl-C ends the drawing only.
+
+    Example: vlm prelabel --project 7 --filter "total_annotations = 0" --only-missing
+    """
+    settings = settings_or_exit()
+    from backend import prelabel_commands
+    from backend.label_studio.task_filter import TaskFilterError, parse_condition
+    from backend.prelabel_queue import PrelabelRequest
+
+    if stop:
+        prelabel_commands.stop(settings, project)
+        return
+    try:
+        for text in filter_ or []:
+            parse_condition(text)
+    except TaskFilterError as error:
+        raise typer.BadParameter(str(error), param_hint="--filter") from None
+    request = PrelabelRequest(tuple(filter_ or ()), tab, only_missing, limit)
+    say = functools.partial(print, file=sys.stderr, flush=True)
+    try:
+        outcome = prelabel_commands.prelabel(settings, project, request, wait=wait, say=say)
+    except KeyboardInterrupt:
+        say("the workers go on; `vlm jobs` shows how far they are")
+        raise typer.Exit(130) from None
+    if json_:
+        typer.echo(json.dumps(outcome))
+    elif outcome.get("ended"):
+        typer.echo(prelabel_commands.summary(outcome["ended"]))
+    if outcome["problem"]:
+        say(f"vlm: {outcome['problem']}")
+        raise typer.Exit(1)
 
 
 @app.command()

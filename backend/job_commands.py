@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from backend.job_history import JobHistory, JobRecord
+from backend.prelabel_queue import PrelabelQueue
 from backend.queue import LiveJob, TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
@@ -29,17 +30,24 @@ def jobs_report(settings: Settings, *, project_id: int | None = None, limit: int
         limit: most ended jobs.
 
     Returns:
-        `{"queue": "running" | <why not>, "live": [...], "ended": [...]}`, JSON values.
+        `{"queue": "running" | <why not>, "live": [...], "prelabelling": [...], "ended": [...]}`, JSON values.
     """
-    queue_state, live = "running", []
+    queue_state, live, prelabelling = "running", [], []
     try:
         with connect_redis(settings, start=False) as connection:
             jobs = TrainingQueue(connection).jobs()
+            runs = PrelabelQueue(connection).jobs()
         live = [_live(job) for job in jobs if project_id in (None, job.project_id)]
+        prelabelling = [run.to_json() for run in runs if project_id in (None, run.project_id)]
     except (RedisUnavailableError, redis.RedisError) as error:
         queue_state = str(error)
     ended = JobHistory(settings.data_dir).list(project_id)[:limit]
-    return {"ended": [_ended(record) for record in ended], "live": live, "queue": queue_state}
+    return {
+        "ended": [_ended(record) for record in ended],
+        "live": live,
+        "prelabelling": prelabelling,
+        "queue": queue_state,
+    }
 
 
 def print_jobs(report: Mapping[str, Any]) -> None:
@@ -50,6 +58,8 @@ def print_jobs(report: Mapping[str, Any]) -> None:
     for job in report["live"]:
         when = _time(job["started_at"] or job["enqueued_at"])
         _add(table, job["project_id"], job["job_id"], job["state"], when, _doing(job))
+    for run in report["prelabelling"]:
+        _add(table, run["project_id"], run["run_id"], run["state"], _time(run["started_at"]), prelabelling_line(run))
     for job in report["ended"]:
         what = job["reason"] + "".join(f"\n{line}" for line in _label_lines(job["labels"]))
         if job["version"] is not None:
@@ -61,7 +71,7 @@ def print_jobs(report: Mapping[str, Any]) -> None:
     if table.row_count:
         console.print(table)
     else:
-        console.print("No training yet. Corrections, or Start Training in Label Studio, ask for one.")
+        console.print("No job yet. Corrections, or Start Training in Label Studio, ask for one; or vlm prelabel.")
     if report["queue"] != "running":
         console.print(Text(f"Waiting and running jobs are not known: {report['queue']}"))
 
@@ -173,6 +183,29 @@ def _doing(job: Mapping[str, Any]) -> str:
         return f"will be tried again: {job['problem']}"
     what = f"{progress['phase']}, {progress['percent']} %" if progress else str(job["reason"])
     return f"{what}; one more will follow" if job["follow_up"] else what
+
+
+def prelabelling_line(run: Mapping[str, Any]) -> str:
+    """How far a run of pre-labelling is, in one line; `run` is `PrelabelProgress.to_json()`."""
+    if not run["total"]:
+        what = "pre-labelling: its tasks are being listed"
+    else:
+        what = f"pre-labelling: {run['done']} of {run['total']} tasks"
+    if run["failed"]:
+        what += f", {run['failed']} without a prediction"
+    if run["rate_per_s"]:
+        what += f", {run['rate_per_s']:.1f} a second"
+    if run["seconds_left"] is not None and run["state"] == "running":
+        what += f", {duration(run['seconds_left'])} left"
+    return f"{what}; {run['problem']}" if run["problem"] else what
+
+
+def duration(seconds: float) -> str:
+    """Like "12 s", "3 min" or "2 h 05 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def _left_out(counts: Mapping[str, int]) -> str:

@@ -20,7 +20,15 @@ log = logging.getLogger(__name__)
 KEPT_PER_PROJECT = 200
 
 JobOutcome = Literal[
-    "published", "not better", "too few", "nothing new", "nothing to learn", "superseded", "interrupted", "failed"
+    "published",
+    "not better",
+    "too few",
+    "nothing new",
+    "nothing to learn",
+    "superseded",
+    "interrupted",
+    "pre-labelled",
+    "failed",
 ]
 
 
@@ -39,7 +47,8 @@ class JobRecord(BaseModel):
 
     Attributes:
         outcome: "published": a better version serves; "not better": kept as a candidate; "too few", "nothing new" and
-            "nothing to learn": nothing was trained; "superseded": another job took over; "failed": an error.
+            "nothing to learn": nothing was trained; "superseded": another job took over; "pre-labelled": a run of
+            pre-labelling is over; "failed": an error.
         reason: one sentence for people.
         version: number of the version that was written, None where none was.
         labels: per label before and after.

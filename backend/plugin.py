@@ -43,8 +43,8 @@ class Host:
         Raises:
             SettingsError: the environment holds values that cannot be used.
         """
-        from backend.app import connect_queue, feature_files, image_fetcher, load_model
         from backend.model_store import ModelStore
+        from backend.parts import connect_queue, feature_files, image_fetcher, load_model
         from backend.plans import ExtraParams
         from backend.predictor import Predictor
         from backend.training import TrainingLink

@@ -38,8 +38,9 @@ from redis.commands.core import Script
 
 from backend import prelabel_scripts as scripts
 
-Outcome = Literal["posted", "present", "gone"]
-"""What became of a task: its prediction was imported, was there already, or the task is no more."""
+Outcome = Literal["posted", "present"]
+"""What became of a task: its prediction was imported, or there was nothing to import: Label Studio has one already, or
+the task is no more."""
 
 _CHUNK = 500
 """Tasks in one step: Redis does nothing else meanwhile."""
@@ -91,7 +92,7 @@ class Run:
         run_id: of the run.
         started_at: seconds since 1970.
         total: tasks asked for.
-        counts: tasks by what became of them: "posted", "present", "gone", "failed".
+        counts: tasks by what became of them: "posted", "present", "failed".
         versions: predictions imported, by version.
         rate_per_s: tasks a second lately; None where nothing is known yet.
         problem: why it does not get on now; "" when it does.
@@ -144,6 +145,10 @@ class Ledger:
         self._base = f"vlm:prelabel:{project_id}"
         self._scripts: dict[str, Script] = {}
 
+    def begin_run(self) -> str:
+        """Begin a run where none is under way, before its tasks are known; its name either way."""
+        return _text(self._call(scripts.BEGIN_RUN, _new_run_id()))
+
     # What there is to do ------------------------------------------------------------------------------------
     def add(self, task_ids: Iterable[int], *, urgent: bool = False) -> int:
         """Add tasks to predict; those that are known already stay where they are.
@@ -181,17 +186,17 @@ class Ledger:
         Tasks whose former attempts died come in smaller numbers, at last alone, and are given up after four.
 
         Args:
-            owner: `<job id>:<random>`, of one shard.
+            owner: `<job id>:<random>`.
             most: tasks.
         """
         return _ints(self._call(scripts.TAKE, owner, most, self.patience.lease_s))
 
-    def renew(self, owner: str, task_ids: Sequence[int]) -> bool:
-        """Prolong the claims; False once one of them is no longer the owner's."""
-        return bool(self._call(scripts.RENEW, owner, self.patience.lease_s, *task_ids))
+    def renew(self, owner: str) -> int:
+        """Prolong all claims of an owner; how many it has."""
+        return int(self._call(scripts.RENEW, owner, self.patience.lease_s))
 
     def release(self, job_id: str, *, died: bool = False) -> int:
-        """Give back whatever a job holds, all its shards.
+        """Give back whatever a job holds.
 
         Args:
             job_id: of the job.
@@ -203,7 +208,7 @@ class Ledger:
         """Take tasks for writing. What is `own` then must be settled: finish, abort, defer or fail.
 
         Args:
-            owner: of the shard.
+            owner: of the claims.
             version: that the predictions carry.
             task_ids: that were predicted.
         """
@@ -270,9 +275,13 @@ class Ledger:
         )
 
     # Progress -----------------------------------------------------------------------------------------------
-    def note_problem(self, problem: str) -> None:
-        """Say why nothing gets on; "" when it does again."""
-        self._call(scripts.PROBLEM, problem)
+    def setback(self, problem: str) -> int:
+        """Say why it does not get on; forgotten when it does again.
+
+        Returns:
+            Setbacks in a row.
+        """
+        return int(self._call(scripts.SETBACK, problem))
 
     def run(self) -> Run | None:
         """How far the project is; None where it has nothing to do."""
@@ -312,7 +321,7 @@ def _run(values: Sequence[Any], pace: Sequence[bytes], now: float) -> Run:
         run_id=fields["id"],
         started_at=float(fields["started_at"]),
         total=int(fields.get("total", 0)),
-        counts={name: int(fields.get(name, 0)) for name in ("posted", "present", "gone", "failed")},
+        counts={name: int(fields.get(name, 0)) for name in ("posted", "present", "failed")},
         versions={key.removeprefix("version:"): int(n) for key, n in fields.items() if key.startswith("version:")},
         rate_per_s=_rate([json.loads(entry) for entry in pace], now),
         problem=fields.get("problem", ""),

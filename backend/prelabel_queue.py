@@ -1,12 +1,14 @@
 """Pre-labelling as it is asked for and as it gets on: requests, the jobs that do the work, progress.
 
-What there is to do stands in the project's `backend.prelabel_ledger`. A job is a *stint*: it loads the model once,
-then takes one shard of tasks after the other until there are none, its time is up, or a training waits. So there
-are never more jobs of a project than workers, and another one follows as long as tasks are left.
+What there is to do stands in the project's `backend.prelabel_ledger`. One kind of job lists the tasks of a request
+there. The other kind is a *stint*: it loads the model once, then takes one shard of tasks after the other until there
+are none, its time is up, or a training waits. So there are never more jobs of a project than workers, and another one
+follows as long as tasks are left.
 
-    vlm:prelabel:projects              projects that ever had something to pre-label
-    vlm:prelabel:<project>:requests    requests whose tasks have not been listed yet
-    vlm:prelabel:<project>:ended       what became of the latest run
+    vlm:prelabel:projects                  projects that ever had something to pre-label
+    vlm:prelabel:<project>:requests        requests whose tasks are being listed
+    vlm:prelabel:<project>:listed:<id>     what a request has come to
+    vlm:prelabel:<project>:ended           what became of the latest run
 
 Jobs are named by string path and are JSON, as those of `backend.queue` are.
 """
@@ -15,7 +17,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
@@ -29,6 +31,7 @@ from backend.prelabel_ledger import Ledger, Patience, Run
 
 QUEUE_NAME = "vlm-prelabel"
 FUNCTION = "training_jobs.prelabel.prelabel_project"
+LIST_FUNCTION = "training_jobs.prelabel.list_tasks"
 FAILURE_CALLBACK = "training_jobs.prelabel.on_failure"
 
 SHARD = 128
@@ -51,8 +54,7 @@ class PrelabelRequest:
     Attributes:
         conditions: `COLUMN OPERATOR VALUE`, all of which must hold; see `backend.label_studio.task_filter`.
         tab: id of a Data Manager tab whose filters hold too.
-        only_missing: only tasks without any prediction. Tasks that have one of the serving version are left out
-            anyway.
+        only_missing: only tasks without any prediction. Those that have one of the serving version get no other anyway.
         limit: most tasks.
     """
 
@@ -61,14 +63,19 @@ class PrelabelRequest:
     only_missing: bool = False
     limit: int | None = None
 
+    @classmethod
+    def from_json(cls, fields: Mapping[str, Any]) -> PrelabelRequest:
+        """From the fields as a job's arguments hold them."""
+        return cls(**{**fields, "conditions": tuple(fields["conditions"])})
+
 
 @dataclass(frozen=True)
 class Listed:
     """What a request has come to.
 
     Attributes:
-        found: tasks that it names and that lack a prediction of the serving version.
-        run_id: of the run that they are part of; "" where there are none.
+        found: tasks that it names.
+        run_id: of the run that they are part of.
         problem: why it cannot be met; "" when it can.
     """
 
@@ -83,12 +90,12 @@ class PrelabelProgress:
 
     Attributes:
         project_id: Label Studio's id.
-        run_id: names the run; its record in `JobHistory` has the same name. "" while its tasks are not known yet.
+        run_id: names the run; its record in `JobHistory` has the same name.
         state: "running"; "queued": a job waits for a worker; "waiting": until Label Studio is back, or tasks can be
             tried again; "stopped": no job, the next worker that starts goes on.
-        started_at: aware, UTC; None while its tasks are not known yet.
-        total: tasks asked for.
-        done: of these, settled: imported, there already, deleted meanwhile, or failed.
+        started_at: aware, UTC.
+        total: tasks asked for; it grows while they are listed.
+        done: of these, settled: imported, there already, or failed.
         posted: of these, predictions imported.
         failed: of these, without a prediction.
         rate_per_s: tasks a second lately; None where that is not known.
@@ -101,7 +108,7 @@ class PrelabelProgress:
     project_id: int
     run_id: str
     state: State
-    started_at: datetime | None
+    started_at: datetime
     total: int
     done: int
     posted: int
@@ -112,6 +119,10 @@ class PrelabelProgress:
     problem: str
     job_ids: tuple[str, ...] = ()
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {**asdict(self), "started_at": self.started_at.isoformat(), "job_ids": list(self.job_ids)}
+
 
 @dataclass(frozen=True)
 class PrelabelEnded:
@@ -119,7 +130,7 @@ class PrelabelEnded:
 
     Attributes:
         run_id: of the run.
-        counts: tasks by what became of them: "posted", "present", "gone", "failed".
+        counts: tasks by what became of them: "posted", "present", "failed".
         versions: predictions imported, by version.
         seconds: that it took.
         problem: why it ended early; "" where it did not.
@@ -134,6 +145,29 @@ class PrelabelEnded:
     failures: dict[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class RequestState:
+    """Where a project's pre-labelling stands.
+
+    Attributes:
+        listed: what the request has come to; None as long as its tasks are being listed, and where none was named.
+        progress: of the run that is under way; None where there is nothing to do.
+        ended: the latest run of the last week that has ended.
+    """
+
+    listed: Listed | None
+    progress: PrelabelProgress | None
+    ended: PrelabelEnded | None
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "listed": None if self.listed is None else asdict(self.listed),
+            "progress": None if self.progress is None else self.progress.to_json(),
+            "ended": None if self.ended is None else asdict(self.ended),
+        }
+
+
 class PrelabelQueue:
     """Requests and jobs. Safe to share between threads. Every call may raise `redis.RedisError`."""
 
@@ -144,7 +178,7 @@ class PrelabelQueue:
             connection: from `connect_redis`; must return bytes.
             patience: of the ledgers.
         """
-        self._redis = connection
+        self.connection = self._redis = connection
         self._patience = patience
         self.rq = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
 
@@ -166,10 +200,16 @@ class PrelabelQueue:
         request_id = uuid.uuid4().hex[:12]
         with self._redis.pipeline() as pipe:
             pipe.sadd(_PROJECTS, project_id)
-            pipe.rpush(_requests(project_id), json.dumps({"id": request_id, **asdict(request)}))
+            pipe.sadd(_requests(project_id), request_id)
             pipe.execute()
-        self.ensure_jobs(project_id)
+        self.ledger(project_id).begin_run()
+        self.rq.enqueue(LIST_FUNCTION, project_id, request_id, asdict(request), **_options(project_id))
         return request_id
+
+    def list_later(self, project_id: int, request_id: str, request: PrelabelRequest, wait_s: float) -> None:
+        """Have a request's tasks listed after a pause, for Label Studio is away."""
+        arguments = (project_id, request_id, asdict(request))
+        self.rq.enqueue_in(timedelta(seconds=wait_s), LIST_FUNCTION, *arguments, **_options(project_id))
 
     def hand_over(
         self, project_id: int, version: str, finished: Sequence[int], unfinished: Sequence[int], *, age_s: float
@@ -187,23 +227,15 @@ class PrelabelQueue:
             self.ensure_jobs(project_id)
         return withheld
 
-    # Jobs -------------------------------------------------------------------------------------------------
-    def next_request(self, project_id: int) -> tuple[str, PrelabelRequest] | None:
-        """The oldest request whose tasks are not listed yet, with what `request_done` wants."""
-        found = self._redis.lindex(_requests(project_id), 0)
-        if found is None:
-            return None
-        raw = found.decode() if isinstance(found, bytes) else found
-        fields = json.loads(raw)
-        return raw, PrelabelRequest(
-            tuple(fields["conditions"]), fields["tab"], bool(fields["only_missing"]), fields["limit"]
-        )
+    def wanted(self, project_id: int, request_id: str) -> bool:
+        """Whether a request's tasks are to be listed still."""
+        return bool(self._redis.sismember(_requests(project_id), request_id))
 
-    def request_done(self, project_id: int, raw: str, listed: Listed) -> None:
-        """Its tasks are in the ledger, or it cannot be met."""
+    def note_listed(self, project_id: int, request_id: str, listed: Listed) -> None:
+        """A request's tasks are in the ledger, or it cannot be met."""
         with self._redis.pipeline() as pipe:
-            pipe.set(_listed(project_id, json.loads(raw)["id"]), json.dumps(asdict(listed)), ex=_ENDED_TTL_S)
-            pipe.lrem(_requests(project_id), 1, raw)
+            pipe.set(_listed(project_id, request_id), json.dumps(asdict(listed)), ex=_ENDED_TTL_S)
+            pipe.srem(_requests(project_id), request_id)
             pipe.execute()
 
     def listed(self, project_id: int, request_id: str) -> Listed | None:
@@ -211,6 +243,7 @@ class PrelabelQueue:
         raw = self._redis.get(_listed(project_id, request_id))
         return None if raw is None else Listed(**json.loads(raw))
 
+    # Jobs -------------------------------------------------------------------------------------------------
     def ensure_jobs(self, project_id: int, *, without: str | None = None) -> None:
         """See to it that the project's tasks will be worked on: now by as many jobs as there are workers and shards,
         later by one.
@@ -220,9 +253,11 @@ class PrelabelQueue:
             without: a job that is about to end and does not count.
         """
         ledger = self.ledger(project_id)
-        wait_s = 0.0 if self._redis.llen(_requests(project_id)) else ledger.next_due_s()
+        wait_s = ledger.next_due_s()
         if wait_s is None:
-            return
+            if ledger.run() is None:
+                return
+            wait_s = 0.0  # its last job was killed before it could end the run
         running, queued, scheduled = (
             [job_id for job_id in ids if job_id != without] for ids in self._job_ids(project_id)
         )
@@ -247,7 +282,7 @@ class PrelabelQueue:
             Projects with something to do.
         """
         found = [int(value) for value in self._redis.smembers(_PROJECTS)]
-        left = [p for p in sorted(found) if self.ledger(p).run() or self._redis.llen(_requests(p))]
+        left = [project_id for project_id in sorted(found) if self.ledger(project_id).run() is not None]
         for project_id in left:
             self.ensure_jobs(project_id)
         return left
@@ -261,11 +296,18 @@ class PrelabelQueue:
     def progress(self, project_id: int) -> PrelabelProgress | None:
         """How far a project is; None where there is nothing to do."""
         run = self.ledger(project_id).run()
-        if run is None and not self._redis.llen(_requests(project_id)):
+        if run is None:
             return None
         running, queued, scheduled = self._job_ids(project_id)
         state: State = "running" if running else "queued" if queued else "waiting" if scheduled else "stopped"
         return _progress(project_id, run, state, (*running, *queued, *scheduled))
+
+    def state(self, project_id: int, request_id: str | None = None) -> RequestState:
+        """Where a project, and one request of it, stands."""
+        listed = None if request_id is None else self.listed(project_id, request_id)
+        # In this order: a run that ends in between is then seen twice rather than not at all.
+        progress = self.progress(project_id)
+        return RequestState(listed, progress, self.ended(project_id))
 
     def jobs(self) -> list[PrelabelProgress]:
         """All projects that have something to pre-label, by id."""
@@ -324,9 +366,7 @@ def _options(project_id: int) -> dict[str, Any]:
     }
 
 
-def _progress(project_id: int, run: Run | None, state: State, job_ids: tuple[str, ...]) -> PrelabelProgress:
-    if run is None:
-        return PrelabelProgress(project_id, "", state, None, 0, 0, 0, 0, None, None, {}, "", job_ids)
+def _progress(project_id: int, run: Run, state: State, job_ids: tuple[str, ...]) -> PrelabelProgress:
     return PrelabelProgress(
         project_id=project_id,
         run_id=run.run_id,

@@ -35,7 +35,7 @@ local function unmark(importing, task, owner)
 end
 local function note_pace()
   local done = 0
-  for _, name in ipairs({'posted', 'present', 'gone', 'failed'}) do
+  for _, name in ipairs({'posted', 'present', 'failed'}) do
     done = done + (tonumber(redis.call('HGET', run, name)) or 0)
   end
   redis.call('LPUSH', pace, '[' .. stamp(now) .. ',' .. done .. ']')
@@ -64,6 +64,14 @@ local function collect()
   end
 end
 """
+
+BEGIN_RUN = (
+    _COMMON
+    + """
+begin_run(ARGV[2])
+return redis.call('HGET', run, 'id')
+"""
+)
 
 ADD = (
     _COMMON
@@ -137,16 +145,14 @@ return taken
 RENEW = (
     _COMMON
     + """
-local whole = 1
-for at = 4, #ARGV do
-  local task = ARGV[at]
-  if claimed_by(task, ARGV[2]) then
-    redis.call('ZADD', leases, 'XX', stamp(now + tonumber(ARGV[3])), task)
-  else
-    whole = 0
+local held, claims = 0, redis.call('HGETALL', owners)
+for at = 1, #claims, 2 do
+  if claims[at + 1] == ARGV[2] then
+    redis.call('ZADD', leases, 'XX', stamp(now + tonumber(ARGV[3])), claims[at])
+    held = held + 1
   end
 end
-return whole
+return held
 """
 )
 
@@ -230,6 +236,7 @@ if outcome == 'posted' then
   redis.call('ZREMRANGEBYSCORE', written, '-inf', stamp(now - 7200))
   redis.call('EXPIRE', written, 7200)
 end
+redis.call('HDEL', run, 'problem', 'setbacks')
 note_pace()
 return lost
 """
@@ -306,10 +313,12 @@ return withheld
 """
 )
 
-PROBLEM = (
+SETBACK = (
     _COMMON
     + """
-if redis.call('EXISTS', run) == 1 then redis.call('HSET', run, 'problem', ARGV[2]) end
+if redis.call('EXISTS', run) == 0 then return 1 end
+redis.call('HSET', run, 'problem', ARGV[2])
+return redis.call('HINCRBY', run, 'setbacks', 1)
 """
 )
 
@@ -323,7 +332,7 @@ return {redis.call('HGETALL', run), redis.call('LRANGE', pace, 0, -1), stamp(now
 END = (
     _COMMON
     + """
-if redis.call('EXISTS', run, ready, later, leases, key('requests')) ~= 1 or redis.call('EXISTS', run) == 0 then
+if redis.call('EXISTS', run) == 0 or redis.call('EXISTS', ready, later, leases, key('requests')) > 0 then
   return false
 end
 local ended = {redis.call('HGETALL', run), redis.call('LRANGE', pace, 0, -1), stamp(now), redis.call('HGETALL', failed)}

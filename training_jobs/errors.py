@@ -2,6 +2,7 @@
 
 TrainingError (vlm_core.errors.VLMError)
 ├── CannotTrainError      as things are it cannot work; trying again is pointless
+├── CannotPrelabelError   the same for pre-labelling: what was asked for is dropped
 ├── ProcessEndedError     the job's process was killed or crashed
 └── GivenUpError          try again, or somebody else does already
     ├── ProjectBusyError  another job of the project holds its lock
@@ -20,6 +21,10 @@ class TrainingError(VLMError):
 
 class CannotTrainError(TrainingError):
     """As things are it cannot work: settings or the project must be changed first."""
+
+
+class CannotPrelabelError(TrainingError):
+    """As things are the project cannot be pre-labelled."""
 
 
 class ProcessEndedError(TrainingError):

@@ -20,6 +20,7 @@ import os
 import signal
 import socket
 import time
+from collections.abc import Container, Sequence
 from typing import Any
 
 import redis
@@ -30,12 +31,15 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from backend import prelabel_queue
+from backend.prelabel_queue import PrelabelQueue
 from backend.queue import TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
+from training_jobs import jobs, prelabel
 from training_jobs.errors import ProcessEndedError
-from training_jobs.jobs import FORESEEN, on_failure
+from training_jobs.jobs import FORESEEN
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +97,8 @@ class TrainingWorker(Worker):
             ended = ProcessEndedError(
                 f"the job's process ended unexpectedly{how}. SIGKILL is most often the system's, for want of memory"
             )
-            on_failure(job, self.connection, type(ended), ended)
+            job_failed = prelabel.on_failure if job.origin == prelabel_queue.QUEUE_NAME else jobs.on_failure
+            job_failed(job, self.connection, type(ended), ended)
 
     def end_horse(self) -> None:
         """End the process of a job that this worker can no longer look after."""
@@ -102,33 +107,39 @@ class TrainingWorker(Worker):
             self.wait_for_horse()
 
 
-def run_worker(settings: Settings, *, burst: bool = False) -> None:
+QUEUES = ("training", "prelabel")
+"""What a worker can listen to; of jobs that wait in several, those of the first one go first."""
+
+
+def run_worker(settings: Settings, *, queues: Sequence[str] = QUEUES, burst: bool = False) -> None:
     """Work until asked to end.
 
     Args:
         settings: of the worker; jobs read the same environment.
+        queues: of `QUEUES`, the most urgent first.
         burst: end when the queue is empty.
 
     Raises:
         RedisUnavailableError: no Redis at the start. One that goes later is waited for.
     """
     connection = connect_redis(settings, tries=_REDIS_TRIES)
-    while not _work(connection, settings, burst=burst):
+    while not _work(connection, settings, queues, burst=burst):
         log.error("the worker has lost Redis, and goes on when it is back")
         for number in (signal.SIGTERM, signal.SIGINT):  # of the worker that is no more
             signal.signal(number, signal.SIG_DFL)
         connection = _wait_for_redis(settings)
 
 
-def _work(connection: redis.Redis, settings: Settings, *, burst: bool) -> bool:
+def _work(connection: redis.Redis, settings: Settings, queues: Sequence[str], *, burst: bool) -> bool:
     """Work with one connection; returns whether the worker has ended as it should."""
-    queue = TrainingQueue(connection, timeout_s=settings.train_timeout_s)
+    training, prelabelling = TrainingQueue(connection, timeout_s=settings.train_timeout_s), PrelabelQueue(connection)
+    by_name = {"training": training.rq, "prelabel": prelabelling.rq}
     try:
-        recover(queue)
+        recover(training, prelabelling)
     except redis.RedisError:
         return False
     worker = TrainingWorker(
-        [queue.rq],
+        [by_name[name] for name in queues],
         connection=connection,
         serializer=JSONSerializer,
         maintenance_interval=_MAINTENANCE_S,
@@ -151,14 +162,24 @@ def _wait_for_redis(settings: Settings) -> redis.Redis:
             log.error("%s", error)
 
 
-def recover(queue: TrainingQueue) -> None:
+def recover(training: TrainingQueue, prelabelling: PrelabelQueue) -> None:
     """Put right what workers that were killed have left; called when a worker starts.
 
-    Jobs that a dead worker of this machine was running, or had just taken, go back to the queue; projects with
+    Jobs that a dead worker of this machine was running, or had just taken, go back to their queue; projects with
     requests that no job covers get one.
     """
-    rq = queue.rq
-    living = _forget_dead_workers(rq)
+    living = _forget_dead_workers(training.rq)
+    for rq in (training.rq, prelabelling.rq):
+        _bring_back_abandoned(rq, living)
+        if not living:
+            _bring_back_taken(rq)
+    for project_id in training.enqueue_forgotten():
+        log.warning("project=%d: a request for training was left over and is taken up", project_id)
+    for project_id in prelabelling.resume():
+        log.info("project=%d: tasks are left to pre-label", project_id)
+
+
+def _bring_back_abandoned(rq: Queue, living: Container[str]) -> None:
     registry = StartedJobRegistry(queue=rq)
     for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
         job = rq.fetch_job(job_id)
@@ -171,10 +192,6 @@ def recover(queue: TrainingQueue) -> None:
         # Expired entries are what RQ itself brings back, or fails where no attempt is left.
         rq.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
     registry.cleanup()
-    if not living:
-        _bring_back_taken(rq)
-    for project_id in queue.enqueue_forgotten():
-        log.warning("project=%d: a request for training was left over and is taken up", project_id)
 
 
 def _forget_dead_workers(rq: Queue) -> set[str]:

@@ -10,7 +10,7 @@ import importlib.metadata
 import json
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -30,7 +30,7 @@ from backend.label_studio.config import LabelConfigError, PredictionPlan
 from backend.metrics import OTHER, Metrics
 from backend.model_store import ModelLoadingError, ModelStore, ModelUnavailableError
 from backend.plans import ExtraParams, PlanCache
-from backend.predictor import Deadline, Predictor, servable_controls
+from backend.predictor import Answer, Deadline, servable_controls
 from backend.queue import LiveJob, QueueCounts, RequestOutcome
 from backend.readiness import Readiness
 from backend.versions import VersionError, VersionStore
@@ -66,6 +66,21 @@ class Training(Protocol):
         """How many jobs and workers there are."""
 
 
+class Predicts(Protocol):
+    """What the routes need of `backend.predictor.Predictor`."""
+
+    def predict(
+        self,
+        tasks: Sequence[Any],
+        *,
+        project_id: int,
+        label_config: str,
+        deadline: Deadline,
+        context: Mapping[str, Any] | None = None,
+    ) -> Answer:
+        """Answer tasks of one project."""
+
+
 @dataclass(frozen=True)
 class Reply:
     """What a route answers.
@@ -89,7 +104,7 @@ class Handlers:
         *,
         store: ModelStore,
         versions: VersionStore,
-        predictor: Predictor,
+        predictor: Predicts,
         plans: PlanCache,
         extra_params: ExtraParams,
         training: Training,

@@ -17,10 +17,10 @@ from pydantic.json_schema import models_json_schema
 
 from backend.api.auth import BASIC, SECRET, SECRET_HEADER
 from backend.api.replies import ErrorReply
-from backend.api.schemas import PredictRequest, SetupRequest, WebhookRequest
+from backend.api.schemas import PredictRequest, PrelabelBody, SetupRequest, WebhookRequest
 
 _REF = "#/components/schemas/{model}"
-_REQUESTS: tuple[type[BaseModel], ...] = (SetupRequest, PredictRequest, WebhookRequest)
+_REQUESTS: tuple[type[BaseModel], ...] = (SetupRequest, PredictRequest, WebhookRequest, PrelabelBody)
 
 _ERRORS = {
     400: "The body is not JSON.",
@@ -36,6 +36,7 @@ _ERRORS = {
 def operation(
     answers: type[BaseModel],
     *,
+    status: int = 200,
     takes: type[BaseModel] | None = None,
     query: Mapping[str, Mapping[str, Any]] | None = None,
     also: Mapping[int, type[BaseModel]] | None = None,
@@ -45,7 +46,8 @@ def operation(
     """What a route is documented as: keyword arguments of FastAPI's decorators.
 
     Args:
-        answers: with 200.
+        answers: when all is well.
+        status: of that answer.
         takes: the body.
         query: JSON schema of each parameter; none is required.
         also: what other statuses answer.
@@ -54,12 +56,12 @@ def operation(
     """
     statuses = {*errors, *((400, 413, 422) if takes else ()), *((401,) if security else ()), 500}
     responses: dict[int | str, dict[str, Any]] = {
-        status: {"model": model, "description": (model.__doc__ or "").partition("\n")[0]}
-        for status, model in {200: answers, **(also or {})}.items()
+        code: {"model": model, "description": (model.__doc__ or "").partition("\n")[0]}
+        for code, model in {status: answers, **(also or {})}.items()
     }
     # 503 of /ready is an answer of its own.
     errors_only = sorted(statuses - set(responses))
-    responses |= {status: {"model": ErrorReply, "description": _ERRORS[status]} for status in errors_only}
+    responses |= {code: {"model": ErrorReply, "description": _ERRORS[code]} for code in errors_only}
     extra: dict[str, Any] = {"security": list(security)}
     if takes is not None:
         schema = {"$ref": _REF.format(model=takes.__name__)}

@@ -178,3 +178,55 @@ class StatusReply(_Reply):
     model: ModelStatus
     queue: QueueStatus
     projects: dict[str, ProjectStatus]
+
+
+class PrelabelAskedReply(_Reply):
+    """The workers will list the tasks and predict them."""
+
+    status: Literal["queued"]
+    request: str
+
+
+class ListedNote(_Reply):
+    """What a request to pre-label has come to: how many tasks it names, or why it cannot be met."""
+
+    found: int
+    run_id: str
+    problem: str
+
+
+class PrelabelProgressNote(_Reply):
+    """How far a run of pre-labelling is."""
+
+    project_id: int
+    run_id: str
+    state: Literal["queued", "running", "waiting", "stopped"]
+    started_at: datetime
+    total: int
+    done: int
+    posted: int
+    failed: int
+    rate_per_s: float | None
+    seconds_left: float | None
+    versions: dict[str, int]
+    problem: str
+    job_ids: list[str]
+
+
+class PrelabelEndedNote(_Reply):
+    """What became of the latest run of pre-labelling."""
+
+    run_id: str
+    counts: dict[str, int]
+    versions: dict[str, int]
+    seconds: float
+    problem: str
+    failures: dict[str, str]
+
+
+class PrelabelReply(_Reply):
+    """Where the pre-labelling of a project stands; null: nothing is known, or there is nothing to do."""
+
+    listed: ListedNote | None
+    progress: PrelabelProgressNote | None
+    ended: PrelabelEndedNote | None

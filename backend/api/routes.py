@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Annotated
 
 import anyio
 import anyio.to_thread
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 
 from backend.api.auth import SECRET_HEADER, Gate
 from backend.api.errors import InvalidRequestError, TooLargeError
 from backend.api.handlers import Handlers, Reply
 from backend.api.logs import note
 from backend.api.openapi import operation
+from backend.api.prelabel import PrelabelHandlers
 from backend.api.replies import (
     HealthReply,
     PredictReply,
+    PrelabelAskedReply,
+    PrelabelReply,
     ReadyReply,
     SetupReply,
     StatusReply,
@@ -29,6 +33,7 @@ from backend.api.replies import (
 from backend.api.schemas import (
     PROJECT_PARAMETER,
     PredictRequest,
+    PrelabelBody,
     SetupRequest,
     WebhookRequest,
     parse,
@@ -41,18 +46,27 @@ from backend.predictor import Deadline
 WEBHOOK_LIMIT_S = 0.7
 """Label Studio waits one second for a webhook, inside the annotator's submit, and does not try again."""
 
+ProjectInPath = Annotated[str, Path(json_schema_extra=PROJECT_PARAMETER)]
+
 PREDICT_THREADS = 16
 PROBE_THREADS = 4
 """Of those who watch the server: they wait for Redis and Label Studio, and must keep nobody else waiting."""
 
 
 def make_router(
-    handlers: Handlers, gate: Gate, page: PageSource, *, request_max_bytes: int, predict_deadline_s: float
+    handlers: Handlers,
+    prelabelling: PrelabelHandlers,
+    gate: Gate,
+    page: PageSource,
+    *,
+    request_max_bytes: int,
+    predict_deadline_s: float,
 ) -> APIRouter:
     """The routes over their handlers.
 
     Args:
         handlers: what the routes do.
+        prelabelling: what those of pre-labelling do.
         gate: checks credentials.
         page: what a browser sees at `/`.
         request_max_bytes: largest body.
@@ -132,6 +146,30 @@ def make_router(
             return await _in_thread(request, lambda: handlers.webhook(event), abandon=True)
         return _respond(request, handlers.webhook_unqueued(event, "the job queue (Redis) did not answer in time"))
 
+    @router.post(
+        "/projects/{project}/prelabel",
+        status_code=202,
+        **operation(
+            PrelabelAskedReply, status=202, takes=PrelabelBody, errors=[503], security=gate.security
+        ),
+    )
+    async def ask_to_prelabel(request: Request, project: ProjectInPath) -> Response:
+        """Have the workers predict a project's tasks and import the predictions into Label Studio."""
+        gate.check(request.headers.get("authorization"))
+        project_id = _project_id(project)
+        body = await _body(request, request_max_bytes)
+        return await _in_thread(request, lambda: prelabelling.ask(project_id, body))
+
+    @router.get(
+        "/projects/{project}/prelabel",
+        **operation(PrelabelReply, query={"request": {"type": "string"}}, errors=[422, 503], security=gate.security),
+    )
+    async def prelabelling_state(request: Request, project: ProjectInPath) -> Response:
+        """How far the pre-labelling of a project is; with `request`, what that request has come to."""
+        gate.check(request.headers.get("authorization"))
+        project_id, asked = _project_id(project), request.query_params.get("request")
+        return await _in_thread(request, lambda: prelabelling.state(project_id, asked))
+
     @router.get(
         "/versions",
         **operation(VersionsReply, query={"project": PROJECT_PARAMETER}, errors=[422, 503], security=gate.security),
@@ -190,12 +228,14 @@ async def _body(request: Request, limit: int) -> bytes:
 
 def _project_parameter(request: Request) -> int | None:
     text = request.query_params.get("project")
-    if text is None:
-        return None
+    return None if text is None else _project_id(text)
+
+
+def _project_id(text: str) -> int:
     try:
         return project_id_of(text)
     except ValueError:
-        raise InvalidRequestError("project: must be a project's id, like /versions?project=1") from None
+        raise InvalidRequestError("project: must be a project's id, like 1") from None
 
 
 def _respond(request: Request, reply: Reply) -> Response:

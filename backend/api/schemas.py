@@ -15,6 +15,8 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
+    StrictBool,
+    StrictInt,
     StrictStr,
     ValidationError,
     WithJsonSchema,
@@ -22,6 +24,7 @@ from pydantic import (
 
 from backend.api.errors import BadRequestError, InvalidRequestError
 from backend.api.events import TRAINING_EVENTS
+from backend.label_studio.task_filter import CONDITION_PATTERN, parse_condition
 
 Request = TypeVar("Request", bound="_Request")
 
@@ -113,6 +116,41 @@ class WebhookRequest(_Request):
 
     action: Annotated[StrictStr, Field(min_length=1, max_length=100)]
     project: Any = None
+
+
+def _condition(text: str) -> str:
+    parse_condition(text)
+    return text
+
+
+ConditionText = Annotated[
+    StrictStr, AfterValidator(_condition), Field(max_length=1000, json_schema_extra={"pattern": CONDITION_PATTERN})
+]
+
+
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 7.0 is an integer to JSON
+
+
+Whole = Annotated[StrictInt, BeforeValidator(_whole), Field(ge=1, le=_LARGEST_ID)]
+
+
+class PrelabelBody(_Request):
+    """`POST /projects/<id>/prelabel`; an empty object asks for all tasks.
+
+    Attributes:
+        filter: conditions, `COLUMN OPERATOR VALUE` each, all of which must hold.
+        tab: id of a Data Manager tab.
+        only_missing: only tasks without any prediction.
+        limit: most tasks.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    filter: list[ConditionText] = Field([], max_length=50)
+    tab: Whole | None = None
+    only_missing: StrictBool = False
+    limit: Whole | None = None
 
 
 def project_of_event(event: WebhookRequest) -> int:

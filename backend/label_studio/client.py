@@ -35,6 +35,10 @@ _RETRY_WAITS_S = (0.3, 1.0)
 _AWAY = (502, 503, 504)
 _SAID_CHARS = 500
 
+_QUIETLY = {"resolve_uri": "false", "review": "true"}
+"""For lists of tasks: addresses as they were imported, and no predictions asked of the backend for whatever is listed
+(as projects with `evaluate_predictions_automatically` do)."""
+
 
 class LabelStudioClient:
     """Calls one Label Studio as one user.
@@ -172,6 +176,70 @@ class LabelStudioClient:
         """All predictions of a task, of every model version."""
         return self._list("/api/predictions/", {"task": task_id})
 
+    def matching_tasks(
+        self, project_id: int, conditions: Sequence[Mapping[str, Any]], *, page_size: int = 200
+    ) -> Iterator[Json]:
+        """Tasks that meet all conditions, by id, without annotations and predictions.
+
+        Each page begins after the last id of the one before, so that none is missed when tasks stop to meet the
+        conditions meanwhile.
+
+        Args:
+            project_id: the project.
+            conditions: the Data Manager's filters, `{"filter": "filter:tasks:id", "operator", "type", "value"}`.
+            page_size: tasks per request.
+        """
+        after = 0
+        while True:
+            beyond = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
+            query = {"filters": {"conjunction": "and", "items": [*conditions, beyond]}}
+            params = {"project": project_id, "query": json.dumps(query), "page_size": page_size, **_QUIETLY}
+            found = self._tasks_in(self._get("/api/tasks/", params))
+            yield from found
+            if len(found) < page_size:
+                return
+            after = max(int(task["id"]) for task in found)
+
+    def tasks_of_tab(self, project_id: int, tab: int, *, page_size: int = 200) -> Iterator[Json]:
+        """Tasks that a Data Manager tab shows, in its order, without annotations and predictions.
+
+        Args:
+            project_id: the project.
+            tab: the tab's id, as its address has it.
+            page_size: tasks per request.
+        """
+        return self._pages(
+            "/api/tasks/", {"project": project_id, "view": tab, **_QUIETLY}, items="tasks", page_size=page_size
+        )
+
+    def task_columns(self, project_id: int) -> dict[str, str]:
+        """What tasks can be filtered by: the type of each column; a field of the data is named "data.<field>"."""
+        columns = self._get("/api/dm/columns/", {"project": project_id}).get("columns")
+        if not isinstance(columns, list):
+            raise LabelStudioServerError(
+                f"Label Studio's answer to /api/dm/columns/ holds no columns. {_OTHER_SERVICE}"
+            )
+        return {
+            f"{column['parent']}.{column['id']}" if column.get("parent") else str(column["id"]): str(column["type"])
+            for column in columns
+        }
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        """Add predictions, all of them in one transaction; sent twice, they are there twice.
+
+        Args:
+            project_id: the project.
+            predictions: each with `task`, `model_version`, `score` and `result`.
+
+        Returns:
+            How many were made. Label Studio leaves out, without a word, what does not fit the labelling config.
+        """
+        return int(self._send("POST", f"/api/projects/{project_id}/import/predictions", list(predictions))["created"])
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete a prediction."""
+        self._call("DELETE", f"/api/predictions/{prediction_id}/")
+
     def create_annotation(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: Any) -> Json:
         """Annotate a task."""
         return self._send("POST", f"/api/tasks/{task_id}/annotations/", {"result": list(result), **fields})
@@ -273,6 +341,12 @@ class LabelStudioClient:
 
     def _send(self, method: str, path: str, body: Any) -> Json:
         return _object(self._call(method, path, body=body), path)
+
+    def _tasks_in(self, answer: Json) -> list[Json]:
+        found = answer.get("tasks")
+        if not isinstance(found, list):
+            raise LabelStudioServerError(f"Label Studio's answer to /api/tasks/ holds no tasks. {_OTHER_SERVICE}")
+        return cast("list[Json]", found)
 
     def _pages(self, path: str, params: Mapping[str, Any], *, items: str, page_size: int) -> Iterator[Json]:
         page = 1

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from backend import app
+from backend import parts
 from vlm_core.compiled import compiled
 
 
@@ -8,7 +8,7 @@ def test_whatever_draws_and_writes_a_mask_is_compiled_before_the_first_request()
     from backend.label_studio import brush
     from vlm_core import runs, trace
 
-    app.prepare_masks()
+    parts.prepare_masks()
     loops = {
         f"{module.__name__}.{name}": value
         for module in (brush, runs, trace)

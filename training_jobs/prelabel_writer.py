@@ -1,0 +1,193 @@
+"""Predictions into Label Studio, each once.
+
+A batch is taken for writing in the ledger first, then Label Studio is asked which of its tasks lack a prediction of
+this version, and only those are imported. Where an import's outcome is not known (no answer, or a failure after
+the fact), its tasks stay noted as being imported, and are looked at again once it must have happened.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
+
+from backend.label_studio.errors import LabelStudioError, LabelStudioNotFoundError, LabelStudioRejectedError
+from backend.label_studio.task_filter import among, without_version
+from backend.prelabel_ledger import Ledger
+
+log = logging.getLogger(__name__)
+
+Item = Mapping[str, Any]
+
+MOST_PREDICTIONS = 250
+"""In one import, whose cost in Label Studio is mostly per import: it counts the project's predictions anew."""
+
+MOST_BYTES = 16 * 1024 * 1024
+"""In one import: the masks of large images are megabytes."""
+
+_SLOW_S = 10.0
+"""An import that takes longer is one where the next is smaller, and Label Studio gets a rest before it."""
+
+
+class PredictionApi(Protocol):
+    """What writing needs of `backend.label_studio.client.LabelStudioClient`."""
+
+    def matching_tasks(self, project_id: int, conditions: Sequence[Mapping[str, Any]]) -> Iterable[Mapping[str, Any]]:
+        """Tasks that meet all conditions."""
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        """Add predictions."""
+
+    def task_predictions(self, task_id: int) -> list[dict[str, Any]]:
+        """All predictions of a task."""
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        """Delete one."""
+
+
+class PredictionWriter:
+    """Writes the predictions of one job. For one thread."""
+
+    def __init__(
+        self,
+        project_id: int,
+        client: PredictionApi,
+        ledger: Ledger,
+        owner: str,
+        *,
+        one_at_a_time: Callable[[], AbstractContextManager[object]],
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Nothing is sent here.
+
+        Args:
+            project_id: Label Studio's id.
+            client: Label Studio.
+            ledger: of the project.
+            owner: of the claims on the tasks.
+            one_at_a_time: a lock that keeps imports into one project apart, for Label Studio's sake only.
+            sleep: how to give Label Studio a rest.
+        """
+        self._project_id = project_id
+        self._client = client
+        self._ledger = ledger
+        self._owner = owner
+        self._one_at_a_time = one_at_a_time
+        self._sleep = sleep
+        self._most = MOST_PREDICTIONS
+        self._version = ""
+        self._waiting: dict[int, str] = {}
+        self._bytes = 0
+
+    def add(self, version: str, items: Mapping[int, Item]) -> None:
+        """Take predictions by task, and import when there are enough for one import.
+
+        Args:
+            version: that they carry.
+            items: with `result`, or with `error`: such a task is tried again later.
+
+        Raises:
+            LabelStudioError: Label Studio is away or refuses; what was not imported stays claimed, or comes later.
+        """
+        if version != self._version:
+            self.flush()
+            self._version = version
+        failed = {
+            task_id: str(item.get("error", "no answer")) for task_id, item in items.items() if "result" not in item
+        }
+        if failed:
+            self._ledger.fail(self._owner, version, failed)
+        for task_id, item in items.items():
+            if task_id in failed:
+                continue
+            # As text, which is a fraction of what the same lists of numbers take.
+            text = json.dumps({"task": task_id, **item}, allow_nan=False)
+            if self._waiting and (len(self._waiting) >= self._most or self._bytes + len(text) > MOST_BYTES):
+                self.flush()
+            self._waiting[task_id] = text
+            self._bytes += len(text)
+
+    def flush(self) -> None:
+        """Import what waits. Raises as `add` does."""
+        waiting, self._waiting, self._bytes = self._waiting, {}, 0
+        if not waiting:
+            return
+        ledger, owner, version = self._ledger, self._owner, self._version
+        begun = ledger.begin_import(owner, version, list(waiting))
+        looked_at = [*begun.own, *begun.doubtful]
+        if not looked_at:
+            return
+        try:
+            lacking = self._lacking(looked_at)
+        except Exception:  # nothing has been sent, whatever it is
+            ledger.abort_import(owner, version, begun.own)
+            raise
+        present = [task_id for task_id in looked_at if task_id not in lacking]
+        if present:
+            ledger.finish(owner, version, present, "present")
+        if uncertain := [task_id for task_id in begun.doubtful if task_id in lacking]:
+            ledger.defer(owner, uncertain, ledger.patience.settle_s)
+        if missing := {task_id: waiting[task_id] for task_id in begun.own if task_id in lacking}:
+            self._post(missing)
+
+    def _lacking(self, task_ids: Sequence[int]) -> set[int]:
+        """Of these tasks, those that are there and have no prediction of the version."""
+        conditions = [among(task_ids), without_version(self._version)]
+        return {int(task["id"]) for task in self._client.matching_tasks(self._project_id, conditions)}
+
+    def _post(self, predictions: Mapping[int, str]) -> None:
+        ledger, owner, version, ids = self._ledger, self._owner, self._version, list(predictions)
+        try:
+            with self._one_at_a_time():
+                began = time.monotonic()
+                created = self._client.import_predictions(
+                    self._project_id, [json.loads(text) for text in predictions.values()]
+                )
+                took_s = time.monotonic() - began
+        except LabelStudioRejectedError as error:
+            self._post_in_halves(predictions, error)
+            return
+        except LabelStudioError as error:
+            if error.temporary:  # it may have happened
+                ledger.defer(owner, ids, ledger.patience.settle_s)
+            else:
+                ledger.abort_import(owner, version, ids)
+            raise
+        if created < len(ids):
+            refused = self._lacking(ids)
+            reason = "Label Studio did not accept the prediction as fitting the labelling config; its log says why"
+            ledger.fail(owner, version, dict.fromkeys(refused, reason))
+            ids = [task_id for task_id in ids if task_id not in refused]
+        lost = ledger.finish(owner, version, ids, "posted")
+        if lost:
+            self._remove_surplus(lost)
+        self._adapt(took_s)
+
+    def _post_in_halves(self, predictions: Mapping[int, str], error: LabelStudioRejectedError) -> None:
+        """Find the one that Label Studio does not accept; it stores nothing of an import that it refuses."""
+        ids = list(predictions)
+        if len(ids) == 1:
+            self._ledger.fail(self._owner, self._version, {ids[0]: str(error)})
+            return
+        for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+            self._post({task_id: predictions[task_id] for task_id in half})
+
+    def _remove_surplus(self, task_ids: Sequence[int]) -> None:
+        """Our claim had ended before our import did, as after a long sleep: another job may have imported them too."""
+        for task_id in task_ids:
+            own = [p for p in self._client.task_predictions(task_id) if p.get("model_version") == self._version]
+            for surplus in sorted(own, key=lambda prediction: int(prediction["id"]))[1:]:
+                log.warning("project=%d task=%d was written twice, one is removed", self._project_id, task_id)
+                with contextlib.suppress(LabelStudioNotFoundError):  # the other job has found it too
+                    self._client.delete_prediction(int(surplus["id"]))
+
+    def _adapt(self, took_s: float) -> None:
+        if took_s > _SLOW_S:
+            self._most = max(10, self._most // 2)
+            self._sleep(min(took_s, 2 * _SLOW_S))
+        elif took_s < _SLOW_S / 4:
+            self._most = min(MOST_PREDICTIONS, self._most * 2)
