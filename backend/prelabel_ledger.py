@@ -205,7 +205,7 @@ class Ledger:
         return int(self._call(scripts.RELEASE, f"{job_id}:", int(died)))
 
     def begin_import(self, owner: str, version: str, task_ids: Sequence[int]) -> Begun:
-        """Take tasks for writing. What is `own` then must be settled: finish, abort, defer or fail.
+        """Take tasks for writing. What is `own` is settled by one of the calls below.
 
         Args:
             owner: of the claims.
@@ -220,6 +220,10 @@ class Ledger:
         for task_id, code in zip(task_ids, said, strict=True):
             by_code[_text(code)].append(task_id)
         return Begun(by_code["own"], by_code["doubt"], by_code["answered"], by_code["lost"])
+
+    def sending(self, owner: str, version: str, task_ids: Sequence[int]) -> list[int]:
+        """Right before tasks that are `own` are sent; those that still are. From now on their outcome is uncertain."""
+        return _ints(self._call(scripts.SEND, owner, version, *task_ids))
 
     def abort_import(self, owner: str, version: str, task_ids: Sequence[int]) -> None:
         """Nothing was sent to Label Studio for these; they stay claimed."""

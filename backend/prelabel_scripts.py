@@ -205,6 +205,21 @@ return said
 """
 )
 
+SEND = (
+    _COMMON
+    + """
+local owner, importing = ARGV[2], key('importing:' .. ARGV[3])
+local still = {}
+for at = 4, #ARGV do
+  if claimed_by(ARGV[at], owner) then
+    redis.call('HSET', importing, ARGV[at], owner .. '|' .. stamp(now))
+    table.insert(still, ARGV[at])
+  end
+end
+return still
+"""
+)
+
 ABORT = (
     _COMMON
     + """

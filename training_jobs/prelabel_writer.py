@@ -140,16 +140,19 @@ class PredictionWriter:
         return {int(task["id"]) for task in self._client.matching_tasks(self._project_id, conditions)}
 
     def _post(self, predictions: Mapping[int, str]) -> None:
-        ledger, owner, version, ids = self._ledger, self._owner, self._version, list(predictions)
+        ledger, owner, version = self._ledger, self._owner, self._version
         try:
             with self._one_at_a_time():
+                ids = ledger.sending(owner, version, list(predictions))
+                if not ids:
+                    return
                 began = time.monotonic()
                 created = self._client.import_predictions(
-                    self._project_id, [json.loads(text) for text in predictions.values()]
+                    self._project_id, [json.loads(predictions[task_id]) for task_id in ids]
                 )
                 took_s = time.monotonic() - began
         except LabelStudioRejectedError as error:
-            self._post_in_halves(predictions, error)
+            self._post_in_halves({task_id: predictions[task_id] for task_id in ids}, error)
             return
         except LabelStudioError as error:
             if error.temporary:  # it may have happened
