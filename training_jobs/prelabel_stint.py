@@ -177,7 +177,9 @@ class _Stint:
             if not claimed:
                 return
             version = self._version()
-            lacking = self._client.matching_tasks(self._project_id, [among(claimed), without_version(version)])
+            lacking = self._client.matching_tasks(
+                self._project_id, [among(claimed), without_version(version)], fields=("id", "data")
+            )
             tasks = {int(task["id"]): task for task in lacking}
             settled = [task_id for task_id in claimed if task_id not in tasks]
             if settled:

@@ -16,7 +16,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from backend.label_studio.errors import LabelStudioError, LabelStudioNotFoundError, LabelStudioRejectedError
-from backend.label_studio.task_filter import among, without_version
+from backend.label_studio.task_filter import among, with_version
 from backend.prelabel_ledger import Ledger
 
 log = logging.getLogger(__name__)
@@ -118,32 +118,29 @@ class PredictionWriter:
             return
         ledger, owner, version = self._ledger, self._owner, self._version
         begun = ledger.begin_import(owner, version, list(waiting))
-        looked_at = [*begun.own, *begun.doubtful]
-        if not looked_at:
-            return
         try:
-            lacking = self._lacking(looked_at)
+            present = self._among([*begun.own, *begun.doubtful], with_version(version))
         except Exception:  # nothing has been sent, whatever it is
             ledger.abort_import(owner, version, begun.own)
             raise
-        present = [task_id for task_id in looked_at if task_id not in lacking]
         if present:
-            ledger.finish(owner, version, present, "present")
-        if uncertain := [task_id for task_id in begun.doubtful if task_id in lacking]:
+            ledger.finish(owner, version, sorted(present), "present")
+        if uncertain := [task_id for task_id in begun.doubtful if task_id not in present]:
             ledger.defer(owner, uncertain, ledger.patience.settle_s)
-        if missing := {task_id: waiting[task_id] for task_id in begun.own if task_id in lacking}:
-            self._post(missing)
+        self._post({task_id: waiting[task_id] for task_id in begun.own if task_id not in present})
 
-    def _lacking(self, task_ids: Sequence[int]) -> set[int]:
-        """Of these tasks, those that are there and have no prediction of the version."""
-        conditions = [among(task_ids), without_version(self._version)]
-        return {int(task["id"]) for task in self._client.matching_tasks(self._project_id, conditions)}
+    def _among(self, task_ids: Sequence[int], *conditions: Mapping[str, Any]) -> set[int]:
+        """Of these tasks, those that are in Label Studio and meet the conditions."""
+        if not task_ids:
+            return set()
+        found = self._client.matching_tasks(self._project_id, [among(task_ids), *conditions])
+        return {int(task["id"]) for task in found}
 
     def _post(self, predictions: Mapping[int, str]) -> None:
         ledger, owner, version = self._ledger, self._owner, self._version
         try:
             with self._one_at_a_time():
-                ids = ledger.sending(owner, version, list(predictions))
+                ids = ledger.sending(owner, version, list(predictions)) if predictions else []
                 if not ids:
                     return
                 began = time.monotonic()
@@ -152,7 +149,7 @@ class PredictionWriter:
                 )
                 took_s = time.monotonic() - began
         except LabelStudioRejectedError as error:
-            self._post_in_halves({task_id: predictions[task_id] for task_id in ids}, error)
+            self._post_less({task_id: predictions[task_id] for task_id in ids}, error)
             return
         except LabelStudioError as error:
             if error.temporary:  # it may have happened
@@ -161,23 +158,29 @@ class PredictionWriter:
                 ledger.abort_import(owner, version, ids)
             raise
         if created < len(ids):
-            refused = self._lacking(ids)
+            stored = self._among(ids, with_version(version))
             reason = "Label Studio did not accept the prediction as fitting the labelling config; its log says why"
-            ledger.fail(owner, version, dict.fromkeys(refused, reason))
-            ids = [task_id for task_id in ids if task_id not in refused]
+            ledger.fail(owner, version, {task_id: reason for task_id in ids if task_id not in stored})
+            ids = [task_id for task_id in ids if task_id in stored]
         lost = ledger.finish(owner, version, ids, "posted")
         if lost:
             self._remove_surplus(lost)
         self._adapt(took_s)
 
-    def _post_in_halves(self, predictions: Mapping[int, str], error: LabelStudioRejectedError) -> None:
-        """Find the one that Label Studio does not accept; it stores nothing of an import that it refuses."""
-        ids = list(predictions)
-        if len(ids) == 1:
+    def _post_less(self, predictions: Mapping[int, str], error: LabelStudioRejectedError) -> None:
+        """Import what of a refused import can be: Label Studio stores nothing of it for one that is wrong."""
+        there = self._among(list(predictions))
+        gone = [task_id for task_id in predictions if task_id not in there]
+        if gone:  # deleted a moment ago
+            self._ledger.finish(self._owner, self._version, gone, "present")
+        ids = [task_id for task_id in predictions if task_id in there]
+        if gone:
+            self._post({task_id: predictions[task_id] for task_id in ids})
+        elif len(ids) == 1:
             self._ledger.fail(self._owner, self._version, {ids[0]: str(error)})
-            return
-        for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
-            self._post({task_id: predictions[task_id] for task_id in half})
+        else:
+            for half in (ids[: len(ids) // 2], ids[len(ids) // 2 :]):
+                self._post({task_id: predictions[task_id] for task_id in half})
 
     def _remove_surplus(self, task_ids: Sequence[int]) -> None:
         """Our claim had ended before our import did, as after a long sleep: another job may have imported them too."""

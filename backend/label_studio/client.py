@@ -35,10 +35,6 @@ _RETRY_WAITS_S = (0.3, 1.0)
 _AWAY = (502, 503, 504)
 _SAID_CHARS = 500
 
-_QUIETLY = {"resolve_uri": "false", "review": "true"}
-"""For lists of tasks: addresses as they were imported, and no predictions asked of the backend for whatever is listed
-(as projects with `evaluate_predictions_automatically` do)."""
-
 
 class LabelStudioClient:
     """Calls one Label Studio as one user.
@@ -177,9 +173,14 @@ class LabelStudioClient:
         return self._list("/api/predictions/", {"task": task_id})
 
     def matching_tasks(
-        self, project_id: int, conditions: Sequence[Mapping[str, Any]], *, page_size: int = 200
+        self,
+        project_id: int,
+        conditions: Sequence[Mapping[str, Any]],
+        *,
+        fields: Sequence[str] = ("id",),
+        page_size: int = 500,
     ) -> Iterator[Json]:
-        """Tasks that meet all conditions, by id, without annotations and predictions.
+        """Tasks that meet all conditions, by id.
 
         Each page begins after the last id of the one before, so that none is missed when tasks stop to meet the
         conditions meanwhile.
@@ -187,30 +188,30 @@ class LabelStudioClient:
         Args:
             project_id: the project.
             conditions: the Data Manager's filters, `{"filter": "filter:tasks:id", "operator", "type", "value"}`.
+            fields: of the tasks; `id` must be among them. All of them take Label Studio ten times as long.
             page_size: tasks per request.
         """
         after = 0
         while True:
             beyond = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
             query = {"filters": {"conjunction": "and", "items": [*conditions, beyond]}}
-            params = {"project": project_id, "query": json.dumps(query), "page_size": page_size, **_QUIETLY}
+            params = {"project": project_id, "query": json.dumps(query), "page_size": page_size, **_quietly(fields)}
             found = self._tasks_in(self._get("/api/tasks/", params))
             yield from found
             if len(found) < page_size:
                 return
             after = max(int(task["id"]) for task in found)
 
-    def tasks_of_tab(self, project_id: int, tab: int, *, page_size: int = 200) -> Iterator[Json]:
-        """Tasks that a Data Manager tab shows, in its order, without annotations and predictions.
+    def tasks_of_tab(self, project_id: int, tab: int, *, page_size: int = 500) -> Iterator[int]:
+        """Ids of the tasks that a Data Manager tab shows, in its order.
 
         Args:
             project_id: the project.
             tab: the tab's id, as its address has it.
             page_size: tasks per request.
         """
-        return self._pages(
-            "/api/tasks/", {"project": project_id, "view": tab, **_QUIETLY}, items="tasks", page_size=page_size
-        )
+        params = {"project": project_id, "view": tab, **_quietly(("id",))}
+        return (int(task["id"]) for task in self._pages("/api/tasks/", params, items="tasks", page_size=page_size))
 
     def task_columns(self, project_id: int) -> dict[str, str]:
         """What tasks can be filtered by: the type of each column; a field of the data is named "data.<field>"."""
@@ -479,6 +480,12 @@ class LabelStudioClient:
 
 
 _OTHER_SERVICE = "Is LABEL_STUDIO_URL the address of Label Studio?"
+
+
+def _quietly(fields: Sequence[str]) -> dict[str, str]:
+    """For lists of tasks: these fields, addresses as they were imported, and no predictions asked of the backend for
+    whatever is listed, as projects with `evaluate_predictions_automatically` do."""
+    return {"include": ",".join(fields), "resolve_uri": "false", "review": "true"}
 
 
 def _object(answer: Any, path: str) -> Json:

@@ -84,10 +84,19 @@ def among(task_ids: Sequence[int]) -> dict[str, Any]:
     return {"filter": "filter:tasks:id", "operator": "in_list", "type": "List", "value": list(task_ids)}
 
 
+def with_version(version: str) -> dict[str, Any]:
+    """Only tasks with a prediction of that version."""
+    return _versions("contains", version)
+
+
 def without_version(version: str) -> dict[str, Any]:
     """Only tasks without a prediction of that version."""
+    return _versions("not_contains", version)
+
+
+def _versions(operator: str, version: str) -> dict[str, Any]:
     column = "filter:tasks:predictions_model_versions"
-    return {"filter": column, "operator": "not_contains", "type": "List", "value": [version]}
+    return {"filter": column, "operator": operator, "type": "List", "value": [version]}
 
 
 WITHOUT_PREDICTION: Mapping[str, Any] = {

@@ -117,6 +117,10 @@ class LabelStudio:
             return 200, "image/png", self.images[number]
         return 404, "application/json", b'{"detail": "Not found."}'
 
+    def accept(self, path: str, body: Any) -> tuple[int, str, bytes]:
+        """Status, media type and body for a POST; this one takes nothing."""
+        return 404, "application/json", b'{"detail": "Not found."}'
+
 
 def _json(value: Any) -> tuple[int, str, bytes]:
     return 200, "application/json", json.dumps(value).encode()
@@ -135,6 +139,13 @@ def serve(label_studio: LabelStudio) -> Iterator[LabelStudio]:
                 status, media_type, body = 401, "application/json", b'{"detail": "Invalid token."}'
             else:
                 status, media_type, body = label_studio.answer(parts.path, parse_qs(parts.query))
+            self._send(status, media_type, body)
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            self._send(*label_studio.accept(urlsplit(self.path).path, body))
+
+        def _send(self, status: int, media_type: str, body: bytes) -> None:
             self.send_response(status)
             self.send_header("Content-Type", media_type)
             self.send_header("Content-Length", str(len(body)))

@@ -133,10 +133,12 @@ class FakeLabelStudio:
         self.world.pause()
         if self.world.chance.random() < self.faults:
             raise LabelStudioUnreachableError("away")
-        asked = {task for condition in conditions if condition["operator"] == "in_list" for task in condition["value"]}
-        found = sorted(asked & self.tasks - self.having())
+        (asked,) = [set(condition["value"]) for condition in conditions if condition["operator"] == "in_list"]
+        found = asked & self.tasks
+        if any(condition["operator"] == "contains" for condition in conditions):
+            found &= self.having()
         self.world.pause()
-        return [{"id": task} for task in found]
+        return [{"id": task} for task in sorted(found)]
 
     def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
         ids = [int(prediction["task"]) for prediction in predictions]
@@ -208,7 +210,10 @@ class Play:
                 failing = {task for task in claimed if world.chance.random() < 0.05}
                 writer.add(
                     VERSION,
-                    {task: {"error": "broken"} if task in failing else {"result": [], "score": 1.0} for task in claimed},
+                    {
+                        task: {"error": "broken"} if task in failing else {"result": [], "score": 1.0}
+                        for task in claimed
+                    },
                 )
                 if world.chance.random() < 0.7:
                     writer.flush()

@@ -15,7 +15,7 @@ from backend.redis_connection import connect_redis
 from backend.redis_server import release_server
 from tests.jobs.one_writer import PATIENCE, play
 
-STORIES = 1000
+STORIES = 250
 
 
 @dataclass(frozen=True)
