@@ -1,25 +1,16 @@
-"""The server's line to the training queue: connected when needed, and never a reason to fail otherwise.
-
-Whatever goes wrong between here and Redis becomes `QueueUnavailableError`, with a reason fit for a client; the
-cause goes to the log.
-"""
+"""The server's line to the training queue."""
 
 from __future__ import annotations
 
 import logging
 import threading
 from collections.abc import Callable
-from typing import TypeVar
-
-import redis
 
 from backend.api.handlers import QueueUnavailableError
 from backend.queue import LiveJob, QueueCounts, RequestOutcome, TrainingQueue
-from vlm_core.errors import VLMError
+from backend.queue_link import QueueLink
 
 log = logging.getLogger(__name__)
-
-_T = TypeVar("_T")
 
 
 class TrainingLink:
@@ -31,9 +22,7 @@ class TrainingLink:
         Args:
             connect: gives the queue, or raises what `backend.redis_connection.connect_redis` raises.
         """
-        self._connect = connect
-        self._queue: TrainingQueue | None = None
-        self._lock = threading.Lock()
+        self._link = QueueLink(connect)
 
     def start(self) -> None:
         """Connect in a thread of its own, so that the first webhook does not wait for a server to start."""
@@ -45,7 +34,7 @@ class TrainingLink:
         Raises:
             QueueUnavailableError: Redis is down; the request is not recorded.
         """
-        return self._call(lambda queue: queue.request_training(project_id, reason=reason))
+        return self._link.call(lambda queue: queue.request_training(project_id, reason=reason))
 
     def jobs(self) -> list[LiveJob]:
         """Jobs that wait or run.
@@ -53,7 +42,7 @@ class TrainingLink:
         Raises:
             QueueUnavailableError: Redis is down.
         """
-        return self._call(lambda queue: queue.jobs())
+        return self._link.call(lambda queue: queue.jobs())
 
     def ping(self) -> None:
         """Whether the queue is there.
@@ -61,7 +50,7 @@ class TrainingLink:
         Raises:
             QueueUnavailableError: it is not.
         """
-        self._call(lambda queue: queue.ping())
+        self._link.call(lambda queue: queue.ping())
 
     def counts(self) -> QueueCounts:
         """How many jobs and workers there are.
@@ -69,21 +58,10 @@ class TrainingLink:
         Raises:
             QueueUnavailableError: Redis is down.
         """
-        return self._call(lambda queue: queue.counts())
-
-    def _call(self, work: Callable[[TrainingQueue], _T]) -> _T:
-        try:
-            with self._lock:
-                if self._queue is None:
-                    self._queue = self._connect()
-                queue = self._queue
-            return work(queue)
-        except (redis.RedisError, VLMError, OSError) as error:
-            log.error("the training queue cannot be reached: %s: %s", type(error).__name__, error)
-            raise QueueUnavailableError from error
+        return self._link.call(lambda queue: queue.counts())
 
     def _try(self) -> None:
         try:
-            self._call(lambda queue: None)
+            self._link.call(lambda queue: None)
         except QueueUnavailableError:
             log.warning("webhooks are acknowledged, but no training is queued until Redis is there")

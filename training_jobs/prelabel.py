@@ -138,10 +138,10 @@ def _list(project_id: int, request_id: str, request: PrelabelRequest, job: Job) 
 def _client(settings: Settings) -> LabelStudioClient:
     from backend.parts import label_studio_client
 
-    client = label_studio_client(settings)
-    if client is None:
+    connect = label_studio_client(settings)
+    if connect is None:
         raise TrainingError("predictions go to Label Studio: set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY")
-    return client
+    return connect()
 
 
 def _pause_s(setbacks: int) -> float:

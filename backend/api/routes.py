@@ -149,9 +149,7 @@ def make_router(
     @router.post(
         "/projects/{project}/prelabel",
         status_code=202,
-        **operation(
-            PrelabelAskedReply, status=202, takes=PrelabelBody, errors=[503], security=gate.security
-        ),
+        **operation(PrelabelAskedReply, status=202, takes=PrelabelBody, errors=[503], security=gate.security),
     )
     async def ask_to_prelabel(request: Request, project: ProjectInPath) -> Response:
         """Have the workers predict a project's tasks and import the predictions into Label Studio."""
