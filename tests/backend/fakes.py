@@ -137,11 +137,13 @@ class MemoryImages:
         self.images = dict(images)
         self.gates = dict(gates or {})
         self.fetched: list[str] = []
+        self.least_px: dict[str, int | None] = {}
 
     def fetch(
         self, uri: str, *, task_id: int | None = None, project_id: int | None = None, at_least_px: int | None = None
     ) -> MemoryImage:
         self.fetched.append(uri)
+        self.least_px[uri] = at_least_px
         if uri in self.gates:
             self.gates[uri].wait(30)
         if uri not in self.images:

@@ -175,6 +175,17 @@ def test_windows_find_what_is_too_small_for_the_whole_view(tmp_path: Path) -> No
     bench.close()
 
 
+def test_an_image_is_decoded_whole_where_the_model_looks_at_parts_of_it(bench: Bench, images: MemoryImages) -> None:
+    boxes = control("rectanglelabels", label("red"))
+    for controls, expected in (
+        ([boxes], 64),  # twice what the model sees
+        ([boxes, control("brushlabels", label("red"), tile="auto")], None),
+        ([boxes, control("choices", label("red"), per_region=True)], None),
+    ):
+        bench.one(controls, {"image": "squares"})
+        assert images.least_px["squares"] == expected
+
+
 def test_labels_in_portions_are_answered_as_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Grids of windows are fine, and those of a hundred labels would not fit into the memory."""
     bench = Bench(tmp_path, MemoryImages({"small": SMALL}))
