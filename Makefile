@@ -18,6 +18,7 @@ BACKEND_PORT ?= 9090
 DEMO_DIR ?=
 PYTEST_ARGS ?=
 SOAK_MINUTES ?= 10
+SOAK_TASKS ?= 10000
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -57,8 +58,10 @@ test-fast: venv ## tests that need no Label Studio
 test-e2e: venv venv-label-studio ## tests on a real Label Studio, a real Redis and a worker
 	VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio $(BIN)/pytest -m e2e $(PYTEST_ARGS)
 
-soak: venv ## SOAK_MINUTES of predictions against one server: no error, no growing memory
+soak: venv venv-label-studio ## SOAK_MINUTES of predictions, then SOAK_TASKS pre-labelled with kills; writes benchmarks/PRELABEL.md
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
+	$(BIN)/python benchmarks/prelabel_soak.py --tasks $(SOAK_TASKS) \
+		--label-studio $(LABEL_STUDIO_VENV)/bin/label-studio --write
 
 bench: venv ## the engine against its references, on an idle machine; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench

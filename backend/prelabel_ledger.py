@@ -95,6 +95,7 @@ class Run:
         counts: tasks by what became of them: "posted", "present", "failed".
         versions: predictions imported, by version.
         rate_per_s: tasks a second lately; None where nothing is known yet.
+        label_studio_s: what jobs waited for Label Studio, in all; predicting goes on meanwhile.
         problem: why it does not get on now; "" when it does.
     """
 
@@ -104,6 +105,7 @@ class Run:
     counts: dict[str, int]
     versions: dict[str, int]
     rate_per_s: float | None
+    label_studio_s: float
     problem: str
 
     @property
@@ -279,6 +281,10 @@ class Ledger:
         )
 
     # Progress -----------------------------------------------------------------------------------------------
+    def note_waited(self, seconds: float) -> None:
+        """Add to what jobs waited for Label Studio."""
+        self._call(scripts.WAITED, repr(seconds))
+
     def setback(self, problem: str) -> int:
         """Say why it does not get on; forgotten when it does again.
 
@@ -328,6 +334,7 @@ def _run(values: Sequence[Any], pace: Sequence[bytes], now: float) -> Run:
         counts={name: int(fields.get(name, 0)) for name in ("posted", "present", "failed")},
         versions={key.removeprefix("version:"): int(n) for key, n in fields.items() if key.startswith("version:")},
         rate_per_s=_rate([json.loads(entry) for entry in pace], now),
+        label_studio_s=float(fields.get("label_studio_s", 0.0)),
         problem=fields.get("problem", ""),
     )
 

@@ -133,6 +133,7 @@ class PrelabelEnded:
         counts: tasks by what became of them: "posted", "present", "failed".
         versions: predictions imported, by version.
         seconds: that it took.
+        label_studio_s: what jobs waited for Label Studio, in all; predicting went on meanwhile.
         problem: why it ended early; "" where it did not.
         failures: some of the tasks that have no prediction, with the reason.
     """
@@ -141,6 +142,7 @@ class PrelabelEnded:
     counts: dict[str, int]
     versions: dict[str, int]
     seconds: float
+    label_studio_s: float = 0.0
     problem: str = ""
     failures: dict[str, str] = field(default_factory=dict)
 

@@ -328,6 +328,13 @@ return withheld
 """
 )
 
+WAITED = (
+    _COMMON
+    + """
+if redis.call('EXISTS', run) == 1 then redis.call('HINCRBYFLOAT', run, 'label_studio_s', ARGV[2]) end
+"""
+)
+
 SETBACK = (
     _COMMON
     + """

@@ -208,7 +208,10 @@ def _end_run(settings: Settings, queue: PrelabelQueue, project_id: int) -> None:
     now = datetime.now(UTC)
     started = datetime.fromtimestamp(run.started_at, UTC)
     seconds = max(0.0, (now - started).total_seconds())
-    queue.note_ended(project_id, PrelabelEnded(run.run_id, run.counts, run.versions, seconds, run.problem, told))
+    queue.note_ended(
+        project_id,
+        PrelabelEnded(run.run_id, run.counts, run.versions, seconds, run.label_studio_s, run.problem, told),
+    )
     record = JobRecord(
         job_id=run.run_id,
         project_id=project_id,

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
 from typing import Any, TypeVar
@@ -139,6 +139,40 @@ def run_stint(
         raise CannotPrelabelError(str(error)) from error
 
 
+class _TimedApi:
+    """Label Studio, and how long it was waited for."""
+
+    def __init__(self, client: LabelStudioClient) -> None:
+        self._client = client
+        self.waited_s = 0.0
+
+    def matching_tasks(
+        self, project_id: int, conditions: Sequence[Task], *, fields: Sequence[str] = ("id",)
+    ) -> list[dict[str, Any]]:
+        with self._waiting():
+            return list(self._client.matching_tasks(project_id, conditions, fields=fields))
+
+    def import_predictions(self, project_id: int, predictions: Sequence[Mapping[str, Any]]) -> int:
+        with self._waiting():
+            return self._client.import_predictions(project_id, predictions)
+
+    def task_predictions(self, task_id: int) -> list[dict[str, Any]]:
+        with self._waiting():
+            return self._client.task_predictions(task_id)
+
+    def delete_prediction(self, prediction_id: int) -> None:
+        with self._waiting():
+            self._client.delete_prediction(prediction_id)
+
+    @contextlib.contextmanager
+    def _waiting(self) -> Iterator[None]:
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.waited_s += time.monotonic() - began
+
+
 class _Stint:
     def __init__(
         self,
@@ -153,7 +187,7 @@ class _Stint:
         self._project_id = project_id
         self._serving = serving
         self._client = client
-        self._queue = queue
+        self._api = _TimedApi(client)
         self._ledger = queue.ledger(project_id)
         self._owner = owner
         self._give_way = give_way
@@ -161,15 +195,18 @@ class _Stint:
         self._config = ""
         self._config_ends_at = 0.0
         self._writer = PredictionWriter(
-            project_id, client, self._ledger, owner, one_at_a_time=lambda: _import_turn(queue.connection, project_id)
+            project_id, self._api, self._ledger, owner, one_at_a_time=lambda: _import_turn(queue.connection, project_id)
         )
 
     def work(self) -> None:
         """Predict and write, until nothing can be done now or the time is up."""
-        with _renewed(self._ledger, self._owner), ThreadPoolExecutor(2, thread_name_prefix="predict") as pool:
-            for version, items in _ahead(pool, self._predict, self._chunks(), _AHEAD):
-                self._writer.add(version, items)
-            self._writer.flush()
+        try:
+            with _renewed(self._ledger, self._owner), ThreadPoolExecutor(2, thread_name_prefix="predict") as pool:
+                for version, items in _ahead(pool, self._predict, self._chunks(), _AHEAD):
+                    self._writer.add(version, items)
+                self._writer.flush()
+        finally:
+            self._ledger.note_waited(self._api.waited_s)
 
     def _chunks(self) -> Iterator[list[Task]]:
         while time.monotonic() < self._ends_at and not self._give_way():
@@ -177,7 +214,7 @@ class _Stint:
             if not claimed:
                 return
             version = self._version()
-            lacking = self._client.matching_tasks(
+            lacking = self._api.matching_tasks(
                 self._project_id, [among(claimed), without_version(version)], fields=("id", "data")
             )
             tasks = {int(task["id"]): task for task in lacking}

@@ -220,6 +220,7 @@ class PrelabelEndedNote(_Reply):
     counts: dict[str, int]
     versions: dict[str, int]
     seconds: float
+    label_studio_s: float
     problem: str
     failures: dict[str, str]
 

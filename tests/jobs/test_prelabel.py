@@ -175,9 +175,6 @@ def test_a_picture_that_cannot_be_read_costs_itself_only(
 ) -> None:
     label_studio.images[5] = b"no picture"
     queue.request(7, PrelabelRequest(("id <= 10",)))
-    # Nothing waits for the second try in this test.
-    before = "from backend.prelabel_ledger import Patience\nPatience.__init__.__defaults__"
-    del before
     running = worker(settings, label_studio.url)
     until(lambda: queue.progress(7) is None, "the run is over", 300)
     running.terminate()
