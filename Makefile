@@ -70,7 +70,7 @@ pictures: venv venv-label-studio ## the pictures of README and docs, from the de
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
 	$(BIN)/python -m vlm_core.demo.controls --out docs/pictures/controls
 	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
-		$(BIN)/pytest tests/e2e/test_browser.py
+		$(BIN)/pytest tests/e2e/test_browser.py tests/e2e/test_status_page.py
 
 demo-checkpoint: venv ## train the demo checkpoint anew and put it into the package; goes on after an interruption
 	$(BIN)/python -m vlm_core.demo.build --work runs/demo-checkpoint --resume --install

@@ -100,9 +100,13 @@ def served_version(client: LabelStudioClient, project_id: int) -> str | None:
 
 
 def correct(client: LabelStudioClient, tasks: Mapping[int, Picture], say: Callable[[str], None]) -> None:
-    """Submit the true masks and descriptions of tasks as annotations, one after the other like a person."""
+    """Submit the true masks and descriptions of tasks as annotations, one after the other like a person.
+
+    As the editor does, each names the prediction that it began from: the task's newest one.
+    """
     for number, (task_id, picture) in enumerate(sorted(tasks.items()), start=1):
-        client.create_annotation(task_id, picture.annotation(), lead_time=12.0)
+        begun_from = max((int(item["id"]) for item in client.task_predictions(task_id)), default=None)
+        client.create_annotation(task_id, picture.annotation(), lead_time=12.0, parent_prediction=begun_from)
         if number % 16 == 0 or number == len(tasks):
             say(f"  {number} of {len(tasks)} corrections submitted")
 

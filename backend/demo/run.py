@@ -210,6 +210,7 @@ def _where_to_look(stack: Stack, project_id: int) -> str:
   stars of a dozen pictures, correct the rest and submit. Training starts by itself after every few; when a better
   version is there, select pictures and choose Actions > Retrieve Predictions.
 
+  Status    http://localhost:{stack.options.backend_port}/
   Logs      {stack.options.data_dir / "logs"}
   Jobs      VLM_DATA_DIR={stack.vlm_dir} vlm jobs
   Versions  VLM_DATA_DIR={stack.vlm_dir} vlm versions

@@ -110,21 +110,24 @@ def check_checkpoint(settings: Settings) -> Iterator[Finding]:
     from backend.models_command import show
 
     name = settings.checkpoint
+    local = Path(name).expanduser().exists()
     try:
         said = show(name)
     except VLMError as error:
         yield HERE.problem(
             "checkpoint",
             f"{name}: {error}",
-            f"`vlm models pull {name}` where there is a network, or set VLM_CHECKPOINT to a directory; `vlm models` "
-            "lists what can be loaded",
+            "complete it, or set VLM_CHECKPOINT to another; `vlm models` lists what can be loaded"
+            if local
+            else f"`vlm models pull {name}` where there is a network, or set VLM_CHECKPOINT to a directory; "
+            "`vlm models` lists what can be loaded",
         )
         return
     if said.missing:
         yield HERE.problem(
             "checkpoint",
             f"{name} lacks {', '.join(said.missing)}",
-            f"fetch it again with `vlm models pull {name}`, or complete the directory",
+            "complete the directory" if local else f"fetch it again with `vlm models pull {name}`",
         )
     elif name == "demo":
         yield HERE.note("checkpoint", "the demo checkpoint: it knows coloured shapes only, nothing of photographs")

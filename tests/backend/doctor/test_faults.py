@@ -15,7 +15,9 @@ import pytest
 import redis
 from rq import SimpleWorker
 from rq.serializers import JSONSerializer
+from typer.testing import CliRunner
 
+from backend.cli import app
 from backend.doctor import command, machine
 from backend.doctor.command import examine_all, print_report
 from backend.doctor.findings import Finding, Report
@@ -367,7 +369,7 @@ FAULTS: list[tuple[Callable[[System], None], str, str, str]] = [
     (no_worker, "worker", "no worker is signed on", "vlm worker"),
     (no_redis, "redis", "redis://***@127.0.0.1:1", "REDIS_URL"),
     (checkpoint_missing, "checkpoint", "nobody/nothing", "vlm models pull nobody/nothing"),
-    (checkpoint_incomplete, "checkpoint", "half", "vlm models pull"),
+    (checkpoint_incomplete, "checkpoint", "half", "complete"),
     (no_gpu, "device", "not on this machine", "VLM_DEVICE=auto"),
     (no_settings, "settings", "LABEL_STUDIO_API_KEY not set", "Personal Access Token"),
     (webhooks_cannot_come, "settings", "which webhooks cannot carry", "VLM_WEBHOOK_SECRET"),
@@ -503,6 +505,40 @@ def test_a_check_that_fails_itself_is_a_finding_and_the_others_go_on(
         "the check itself failed: ZeroDivisionError: by zero"
     ]
     assert "webhook" in {finding.check for finding in found}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: str, **environment: str) -> Any:
+    for name in ("VLM_DATA_DIR", "LABEL_STUDIO_URL", "LABEL_STUDIO_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    return CliRunner().invoke(app, ["doctor", *arguments], env=environment)
+
+
+def test_the_command_s_exit_code_says_whether_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = Finding("redis", "this machine", "ok", "it answers")
+    asked: list[Any] = []
+
+    def made(settings: Settings, project_ids: Any, **options: Any) -> list[Finding]:
+        asked.append((list(project_ids), options))
+        return [finding]
+
+    monkeypatch.setattr(command, "examine_all", made)
+    done = run(monkeypatch, "--project", "7", "--project", "8", "--json", "--backend-url", URL)
+    assert done.exit_code == 0
+    assert json.loads(done.stdout) == {"healthy": True, "findings": [vars(finding)]}
+    assert asked == [([7, 8], {"backend_url": URL})]
+    finding = replace(finding, state="not checked")
+    done = run(monkeypatch)
+    assert done.exit_code == 1
+    assert "not all could be checked" in done.stdout
+
+
+def test_settings_that_cannot_be_read_are_findings_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = run(monkeypatch, "--json", LABEL_STUDIO_URL="localhost", VLM_DEVICE="gpu")
+    assert done.exit_code == 1
+    found = json.loads(done.stdout)["findings"]
+    assert [(item["check"], item["state"]) for item in found] == [("settings", "problem")] * 2
+    assert "LABEL_STUDIO_URL" in done.stdout
+    assert "VLM_DEVICE" in done.stdout
 
 
 def test_the_report_for_people_has_each_finding_and_its_remedy(capsys: pytest.CaptureFixture[str]) -> None:
