@@ -66,11 +66,13 @@ soak: venv venv-label-studio ## SOAK_MINUTES of predictions, then SOAK_TASKS pre
 bench: venv ## the engine against its references, on an idle machine; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench
 
-pictures: venv venv-label-studio ## the pictures of README and docs, from the demo checkpoint and a real Label Studio
+pictures: venv venv-label-studio ## all pictures of the documents anew; needs Chromium, and some ten minutes
 	$(BIN)/python -m vlm_core.demo.gallery --out docs/pictures
 	$(BIN)/python -m vlm_core.demo.controls --out docs/pictures/controls
+	$(BIN)/python benchmarks/tiles.py --scenes 0
+	$(BIN)/python benchmarks/exemplars.py --learn 400
 	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
-		$(BIN)/pytest tests/e2e/test_browser.py tests/e2e/test_status_page.py
+		$(BIN)/pytest tests/demo/test_report_page.py tests/e2e/test_browser.py tests/e2e/test_status_page.py
 
 demo-checkpoint: venv ## train the demo checkpoint anew and put it into the package; goes on after an interruption
 	$(BIN)/python -m vlm_core.demo.build --work runs/demo-checkpoint --resume --install

@@ -24,8 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vlm_core
 from vlm_core.demo.scenes import Scene, generate_scene
 from vlm_core.evaluate import iou
-from vlm_core.masks import BoolMask, bounding_box, components
+from vlm_core.masks import BoolMask
 from vlm_core.model import Model
+from vlm_core.runs import RunMask
 from vlm_core.tiles import Tile
 
 SIDE = 2000
@@ -89,8 +90,8 @@ def panel(scene: Scene, phrase: str, mask: BoolMask, title: str) -> Image.Image:
     pixels[mask] = np.array((255, 0, 128))
     small = Image.fromarray(pixels.astype(np.uint8)).resize((_PANEL, _PANEL), Image.Resampling.LANCZOS)
     pen, scale = ImageDraw.Draw(small), _PANEL / SIDE
-    for part in components(mask, 9):
-        box = bounding_box(part)
+    for part in RunMask.from_array(mask).instances(9):
+        box = part.box_xyxy_px
         if box is not None:
             pen.rectangle(
                 (box[0] * scale - 5, box[1] * scale - 5, box[2] * scale + 5, box[3] * scale + 5), outline=(255, 0, 128)
@@ -126,14 +127,15 @@ def picture(model: Model) -> Image.Image:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=12, help="scenes a row")
+    parser.add_argument("--scenes", type=int, default=12, help="scenes a row; 0: the picture alone")
     parser.add_argument("--tile", type=int, nargs="*", default=[], help="sides of windows, px, beside none and auto")
     parser.add_argument("--picture", type=Path, default=PICTURE)
     arguments = parser.parse_args()
     model = vlm_core.load("demo", device="cpu")
     tiles: list[Tile] = [None, "auto", *arguments.tile]
-    print("| objects | tile | recall | mean IoU | wrong, median | s an image |\n|---|---|---|---|---|---|")
-    for name, diameter, relations in CASES:
+    if arguments.scenes:
+        print("| objects | tile | recall | mean IoU | wrong, median | s an image |\n|---|---|---|---|---|---|")
+    for name, diameter, relations in CASES if arguments.scenes else ():
         scenes = [generate_scene(FIRST_SEED + n, size=SIDE, diameter=diameter) for n in range(arguments.scenes)]
         for tile in tiles:
             tally = measure(model, scenes, relations, tile)

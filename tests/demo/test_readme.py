@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,25 @@ def test_pictures_stay_small() -> None:
     shown = set(re.findall(r"\]\((?:docs/)?pictures/([^)]+)\)", pages))
     assert shown == {path.relative_to(folder).as_posix() for path in pictures}
     assert [path.name for path in pictures if path.stat().st_size > 400_000] == []
+
+
+def test_make_pictures_makes_every_picture() -> None:
+    makefile = (ROOT / "Makefile").read_text()
+    (recipe,) = re.findall(r"^pictures:.*\n((?:\t.*\n)+)", makefile, re.MULTILINE)
+    modules = [name.replace(".", "/") + ".py" for name in re.findall(r"-m ([\w.]+)", recipe)]
+    makers = [ROOT / name for name in [*modules, *re.findall(r"[\w/]+\.py", recipe)]]
+    folder = ROOT / "docs" / "pictures"
+    for picture in folder.rglob("*.png"):
+        # The pictures of controls are named by what they show, in a table of their maker.
+        name = picture.stem if picture.parent != folder else picture.name
+        naming = [maker.name for maker in makers if f'"{name}"' in maker.read_text()]
+        assert len(naming) == 1, f"{picture.name} is named by {naming or 'none'} of what make pictures runs"
+
+
+@pytest.mark.parametrize("maker", ["tiles", "exemplars"])
+def test_a_maker_of_pictures_in_the_benchmarks_starts(maker: str) -> None:
+    script = str(ROOT / "benchmarks" / f"{maker}.py")
+    subprocess.run([sys.executable, script, "--help"], check=True, capture_output=True, timeout=120)
 
 
 def test_the_labelling_config_is_understood() -> None:

@@ -1,7 +1,10 @@
 """Pictures of what the demo checkpoint does: `python -m vlm_core.demo.gallery --out docs/pictures`.
 
-Two pictures: descriptions matched with scenes, and phrases with predicted and true masks. The scenes are the
-first ones of the seeds kept for the final evaluation, good and bad answers alike: nothing is picked.
+Descriptions matched with scenes, and phrases with predicted and true masks: the scenes are the first ones of the seeds
+kept for the final evaluation, good and bad answers alike, and nothing is picked. A third picture shows one mask in all
+its forms, on the first of these scenes whose mask has several parts and a hole.
+
+The same checkpoint makes the same pictures on the same machine.
 """
 
 from __future__ import annotations
@@ -17,10 +20,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 import vlm_core
 from vlm_core.demo.scenes import Scene, generate_scene
+from vlm_core.demo.shape_gallery import draw_shapes, mark_parts_and_holes
 from vlm_core.evaluate import iou
 from vlm_core.model import Model
 
 FIRST_SEED = 2_000_000
+PICTURES = ("matching.png", "referring.png", "shapes.png")
 TILE = 170
 GAP = 14
 INK, _SOFT, PAPER = (31, 35, 40), (101, 109, 118), (255, 255, 255)
@@ -186,15 +191,17 @@ def save(page: Image.Image, path: Path) -> None:
 def main() -> None:
     """Command line of `python -m vlm_core.demo.gallery`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="directory for matching.png and referring.png")
+    parser.add_argument("--out", type=Path, required=True, help=f"directory for {', '.join(PICTURES)}")
     parser.add_argument("--checkpoint", default="demo", help="what to show; it must know the scenes' words")
     parser.add_argument("--scenes", type=int, default=8, help="scenes on each picture")
     arguments = parser.parse_args()
     model = vlm_core.load(arguments.checkpoint)
     arguments.out.mkdir(parents=True, exist_ok=True)
     matching, referring = match_descriptions(model, arguments.scenes), refer(model, arguments.scenes)
-    for name, page in (("matching", draw_matching(matching)), ("referring", draw_referring(referring))):
-        save(page, arguments.out / f"{name}.png")
+    shapes = draw_shapes(mark_parts_and_holes(model, first_seed=FIRST_SEED))
+    pages = (draw_matching(matching), draw_referring(referring), shapes)
+    for name, page in zip(PICTURES, pages, strict=True):
+        save(page, arguments.out / name)
     right = sum(card.ranked[0][0] == card.right for card in matching)
     agreement = np.mean([iou(row.predicted, row.true) for row in referring])
     print(f"right descriptions: {right} of {len(matching)}; mean IoU of the phrases: {agreement:.2f}")

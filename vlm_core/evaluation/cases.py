@@ -67,10 +67,11 @@ class CaseKeeper:
         return [case for _, _, case in sorted(self._worst, key=lambda e: e[:2], reverse=True)]
 
     def typical(self, median: float) -> list[Case]:
-        """Cases nearest to the median that are neither among the best nor among the worst."""
+        """Cases nearest to the median that are neither among the best nor among the worst; best first."""
         shown = {id(case) for _, _, case in (*self._best, *self._worst)}
         rest = [case for case in self._slots.values() if id(case) not in shown]
-        return sorted(rest, key=lambda case: abs(case.value - median))[: self._count]
+        nearest = sorted(rest, key=lambda case: abs(case.value - median))[: self._count]
+        return sorted(nearest, key=lambda case: -case.value)
 
 
 def thumbnail(image: Image.Image) -> Image.Image:

@@ -209,4 +209,4 @@ def _case(
     if not right & set(order):
         order.append(max(right, key=lambda i: float(scores[i])))
     lines = tuple((f"{scores[i]:.3f}  {texts[i]}", i in right) for i in order)
-    return Case(value, f"best right text is no. {rank}", (("image", jpeg(thumbnail(picture))),), lines)
+    return Case(value, f"its best text is no. {rank}", (("image", jpeg(thumbnail(picture))),), lines)

@@ -38,7 +38,7 @@ def segmentation_report(result: SegmentationResult, facts: dict[str, str]) -> Re
             result.absent_marked_interval,
         ),
     ]
-    if result.best is not None:
+    if result.best is not None and result.best.mean_iou > 0:
         figures.append(
             Figure(
                 f"mIoU at {result.best.threshold:.2f}",
@@ -114,8 +114,6 @@ def matching_report(result: MatchingResult, facts: dict[str, str]) -> Report:
         )
         for k, value in result.one_of_k.items()
     ]
-    ranks = np.asarray(result.text_of_image.ranks)
-    counts, edges = np.histogram(ranks - 1, bins=min(50, int(ranks.max())), range=(0, int(ranks.max())))
     return Report(
         title="Matching",
         facts={**facts, "images": str(result.images), "different texts": str(result.texts)},
@@ -130,8 +128,8 @@ def matching_report(result: MatchingResult, facts: dict[str, str]) -> Report:
                 ),
             ),
             (
-                "Images by rank of their best right text",
-                plots.bars([int(n) for n in counts], "texts before it", "images", high=float(edges[-1])),
+                "Images by the place of their best right text",
+                plots.ranks(result.text_of_image.ranks, "place among all texts", "images"),
             ),
         ),
         tables=(),

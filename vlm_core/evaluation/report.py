@@ -23,22 +23,23 @@ _STYLE = """
 body{font:16px/1.5 system-ui,sans-serif;color:#1b1b1b;background:#fff;max-width:1040px;margin:0 auto;padding:1rem}
 h1{font-size:1.5rem;margin:.5rem 0 0}h2{font-size:1.15rem;margin:2rem 0 .5rem}
 .facts,.note,figcaption{color:#555;font-size:.9rem}.facts{overflow-wrap:anywhere}
-.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(220px,1fr));gap:.75rem}
+.figures{display:grid;grid-template-columns:repeat(auto-fill,minmax(280px,1fr));gap:.75rem}
 .figure{border:1px solid #ddd;border-radius:8px;padding:.75rem}
 .figure b{font-size:1.6rem;display:block;line-height:1.2}.figure .name{font-weight:600}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(280px,1fr));gap:1rem}
 figure{margin:0;max-width:480px}.plots img{width:100%;height:auto}
 .scroll{overflow-x:auto;max-height:32rem}table{border-collapse:collapse;font-size:.9rem;width:100%}
 th,td{padding:.3rem .6rem;text-align:right;border-bottom:1px solid #eee;white-space:nowrap}
-th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere}
-th{position:sticky;top:0;background:#fff}
+th{white-space:normal;vertical-align:bottom;position:sticky;top:0;background:#fff}
+th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:anywhere;min-width:7rem}
 .cases{display:grid;grid-template-columns:repeat(auto-fill,minmax(300px,1fr));gap:.75rem}
 .case{border:1px solid #ddd;border-radius:8px;padding:.6rem}
-.case h3{font-size:.95rem;margin:0 0 .4rem;overflow-wrap:anywhere}
+.case h3{font-size:.95rem;margin:0 0 .4rem;overflow-wrap:anywhere}.case h3 .note{display:block;font-weight:400}
 .pictures{display:flex;gap:.4rem}.pictures figure{flex:1;min-width:0}.pictures img{width:100%;height:auto;display:block}
 .pictures.one img{max-height:200px;width:auto;max-width:100%}
 .case ul{list-style:none;margin:.4rem 0 0;padding:0;font-size:.85rem;overflow-wrap:anywhere}
 .right{color:#006b4f;font-weight:600}.wrong{color:#8a3b00}
+@media(max-width:640px){.figures{grid-template-columns:1fr 1fr}.figure .name{overflow-wrap:anywhere}}
 """
 
 
@@ -147,7 +148,7 @@ def _case(case: Case, value: str) -> str:
         for name, data in case.pictures
     )
     lines = "".join(_line(text, right) for text, right in case.lines)
-    note = f'<span class="note">{escape(value)} {_number(case.value)}</span>'
+    note = f'<span class="note">{escape(value)}: {_number(case.value)}</span>'
     return (
         f'<div class="case"><h3>{escape(case.title)} {note}</h3>'
         f'<div class="pictures{" one" if one else ""}">{pictures}</div>{f"<ul>{lines}</ul>" if lines else ""}</div>'

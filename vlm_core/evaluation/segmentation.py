@@ -246,9 +246,10 @@ def _case(
         resized = Image.fromarray(mask).resize(small.size, Image.Resampling.NEAREST)
         return jpeg(_spotlight(small, np.asarray(resized)))
 
+    predicted: BoolMask = probabilities[slot] >= threshold
     pictures = (
         ("image", jpeg(small)),
-        ("prediction", over(probabilities[slot] >= threshold)),
+        ("prediction" if predicted.any() else "none found", over(predicted)),
         ("truth", over(sample.masks[slot] >= 0.5)),
     )
     return Case(value, sample.phrases[slot], pictures)

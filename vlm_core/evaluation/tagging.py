@@ -139,7 +139,10 @@ def measure_tagging(
 def _case(
     picture: Image.Image, scores: npt.NDArray[np.floating], true: BoolMask, names: Sequence[str], value: float
 ) -> Case:
-    order = np.argsort(-scores, kind="stable")[:_SHOWN_TAGS]
-    lines = tuple((f"{scores[i]:.3f}  {names[i]}", bool(true[i])) for i in order)
+    order = np.argsort(-scores, kind="stable")
+    lines = [(f"{scores[i]:.3f}  {names[i]}", bool(true[i])) for i in order[:_SHOWN_TAGS]]
+    place = int(np.flatnonzero(true[order])[0])
+    if place >= _SHOWN_TAGS:  # else one would see what is wrong, and not how far off what is right is
+        lines.append((f"{scores[order[place]]:.3f}  {names[order[place]]}, no. {place + 1}", True))
     own = ", ".join(name for name, there in zip(names, true, strict=True) if there)
-    return Case(value, f"has: {own}", (("image", jpeg(thumbnail(picture))),), lines)
+    return Case(value, f"has: {own}", (("image", jpeg(thumbnail(picture))),), tuple(lines))
