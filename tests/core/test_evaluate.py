@@ -186,11 +186,12 @@ def test_another_right_text_of_an_image_is_never_its_wrong_one() -> None:
 
 def test_an_image_with_too_few_wrong_texts_is_not_asked() -> None:
     images = [Image.new("RGB", (width, 2)) for width in (1, 2, 3)]
-    right = [["1"], ["2"], ["1", "2", "3"]]
-    wrong_for_the_third = ["1", "2", "1"]
-    assert can_match(["1", "2", "3"], right=right, k=3)
-    assert evaluate_matching(cast(Model, FakeModel()), images, ["1", "2", "3"], right=right, k=3) == 1.0
-    assert not can_match(wrong_for_the_third, right=right, k=3)
+    texts = ["1", "2", "9"]  # the third would be answered wrongly
+    assert evaluate_matching(cast(Model, FakeModel()), images, texts, k=3) == pytest.approx(2 / 3)
+    right = [["1"], ["2"], ["1", "2", "9"]]
+    assert evaluate_matching(cast(Model, FakeModel()), images, texts, right=right, k=3) == 1.0
+    assert can_match(texts, right=right, k=3)
+    assert not can_match(texts, right=[["1", "9"], ["2", "1"], ["9", "2"]], k=3)
 
 
 def test_overlaps_of_parts_are_those_of_the_whole() -> None:
