@@ -94,9 +94,11 @@ def test_make_pictures_makes_every_picture() -> None:
     makers = [ROOT / name for name in [*modules, *re.findall(r"[\w/]+\.py", recipe)]]
     folder = ROOT / "docs" / "pictures"
     for picture in folder.rglob("*.png"):
-        # The pictures of controls are named by what they show, in a table of their maker.
-        name = picture.stem if picture.parent != folder else picture.name
-        naming = [maker.name for maker in makers if f'"{name}"' in maker.read_text()]
+        if picture.parent == folder:
+            naming = [maker.name for maker in makers if f'"{picture.name}"' in maker.read_text()]
+        else:  # named by what they show, in a table of the module that the folder is named after
+            (maker,) = (maker for maker in makers if maker.stem == picture.parent.name)
+            naming = [maker.name] if f'"{picture.stem}"' in maker.read_text() else []
         assert len(naming) == 1, f"{picture.name} is named by {naming or 'none'} of what make pictures runs"
 
 

@@ -63,7 +63,15 @@ def key_point(x: float, y: float, *, positive: bool = True, identity: str = "C_b
 def rectangle(**value: object) -> dict[str, Any]:
     return {
         **SIZE,
-        "value": {"x": 50, "y": 50.1, "width": 30, "height": 39.9, "rotation": 0, **value, "rectanglelabels": ["circle"]},
+        "value": {
+            "x": 50,
+            "y": 50.1,
+            "width": 30,
+            "height": 39.9,
+            "rotation": 0,
+            **value,
+            "rectanglelabels": ["circle"],
+        },
         "id": "pvdJghlAlZ",
         "from_name": "boxes",
         "to_name": "image",
