@@ -19,7 +19,7 @@ from backend.cli import app
 from tests.e2e.browser import chromium_path
 
 PICTURE = "evaluation.png"
-PICTURE_SIZE = (1100, 1310)
+PICTURE_SIZE = (1100, 900)
 PICTURE_SCENES = 300
 DESK, PHONE = (1280, 900), (360, 740)
 
@@ -88,4 +88,13 @@ def test_the_picture_of_the_readme_is_taken(tmp_path: Path, browser: Browser) ->
     if not folder:
         pytest.skip("VLM_PICTURES names no directory for the picture")
     page = opened(browser, report("segmentation", PICTURE_SCENES, tmp_path), PICTURE_SIZE)
-    Image.open(io.BytesIO(page.screenshot())).convert("RGB").save(Path(folder) / PICTURE, optimize=True)
+    take_picture(page).save(Path(folder) / PICTURE, optimize=True)
+
+
+def take_picture(page: Page) -> Image.Image:
+    """From the top to the end of the first cases."""
+    cases = page.locator(".cases").first.bounding_box()
+    assert cases is not None
+    height = round(cases["y"] + cases["height"]) + 16
+    clip = {"x": 0, "y": 0, "width": PICTURE_SIZE[0], "height": height}
+    return Image.open(io.BytesIO(page.screenshot(full_page=True, clip=clip))).convert("RGB")
