@@ -540,10 +540,12 @@ def check_config(
 
     from backend.label_studio.config import LabelConfigError, parse_label_config
     from backend.label_studio.config_report import error_data, report_data, report_lines
+    from backend.label_studio.interactive_config import read_interactive_config
 
     try:
         xml = sys.stdin.read() if str(file) == "-" else file.read_text(encoding="utf-8-sig")
         plan = parse_label_config(xml, extra_params)
+        interactive = read_interactive_config(xml, plan)
     except LabelConfigError as error:
         print(f"vlm: {error}", file=sys.stderr)
         if json_:
@@ -555,7 +557,7 @@ def check_config(
     except OSError as error:
         print(f"vlm: {file} cannot be read: {error.strerror}", file=sys.stderr)
         raise typer.Exit(1) from None
-    typer.echo(json.dumps(report_data(plan)) if json_ else "\n".join(report_lines(plan)))
+    typer.echo(json.dumps(report_data(plan, interactive)) if json_ else "\n".join(report_lines(plan, interactive)))
     raise typer.Exit(0 if plan.controls else 1)
 
 

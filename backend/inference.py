@@ -184,7 +184,7 @@ class Inference:
     def grid_like(
         self, model: ServingModel, features: ImageFeatures, exemplars: Sequence[Exemplar], timeout_s: float
     ) -> Logits:
-        """Logits (1, h, w) of what is like some exemplars; the mean of their conditions asks. Raises as `grids` does."""
+        """Logits (1, h, w) of what is like exemplars: the mean of their conditions asks. Raises as `grids` does."""
 
         def decode(requests: Sequence[tuple[ImageFeatures, Sequence[Exemplar]]]) -> list[Logits]:
             ((features, shown),) = requests

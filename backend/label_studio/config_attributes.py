@@ -26,7 +26,6 @@ CONTROL_ATTRIBUTES = (
     "model_rotate",
     "model_text",
     "model_image",
-    "model_smart",
     "model_answer",
     "model_skip",
 )

@@ -102,7 +102,6 @@ class ConfigReader:
     def _regions(self, tag: Tag) -> ControlPlan:
         """A control that draws, with labels of its own or, a bare shape, with those of a `Labels` tag beside it."""
         kind, attributes = _DRAWING[tag.kind], self._attributes(tag)
-        attributes.one_of("model_smart", ("exemplar",))
         from_name, to_name = required(tag, "name"), required(tag, "toName")
         _refuse_skipped(attributes)
         image_key = self._objects.image_key(tag, draws=True)

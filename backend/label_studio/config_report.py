@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from backend.label_studio.config import ControlPlan, LabelConfigError, LabelPrompt, PredictionPlan
+from backend.label_studio.interactive_config import InteractiveConfig
 from backend.label_studio.prediction_plan import Shape
 
 _DRAWN: dict[Shape, str] = {
@@ -22,11 +23,15 @@ _NOTHING = (
 )
 
 
-def report_data(plan: PredictionPlan) -> dict[str, Any]:
+def report_data(plan: PredictionPlan, interactive: InteractiveConfig) -> dict[str, Any]:
     """The plan as plain JSON values, for `--json`."""
     return {
         "controls": [asdict(control) for control in plan.controls],
         "ignored": [asdict(item) for item in plan.ignored],
+        "interactive": {
+            "phrases": dict(interactive.phrases),
+            "messages": None if interactive.messages is None else interactive.messages.from_name,
+        },
         "error": None,
     }
 
@@ -34,11 +39,11 @@ def report_data(plan: PredictionPlan) -> dict[str, Any]:
 def error_data(error: LabelConfigError) -> dict[str, Any]:
     """A mistake in the same form, with `line` (null where no single line is to blame), `problem` and `remedy`."""
     said = {"line": error.line, "problem": error.problem, "remedy": error.remedy}
-    return {"controls": [], "ignored": [], "error": said}
+    return {"controls": [], "ignored": [], "interactive": None, "error": said}
 
 
-def report_lines(plan: PredictionPlan) -> list[str]:
-    """The plan for a terminal: each control, each label with its phrases, and what is left alone."""
+def report_lines(plan: PredictionPlan, interactive: InteractiveConfig) -> list[str]:
+    """The plan for a terminal: each control, each label with its phrases, what is left alone, and what can be asked."""
     lines: list[str] = []
     for control in plan.controls:
         lines.append(
@@ -53,6 +58,22 @@ def report_lines(plan: PredictionPlan) -> list[str]:
     if plan.ignored:
         lines += ["", "Left alone:"]
         lines += [f"  {item.name} <{item.tag}>: {item.reason}" for item in plan.ignored]
+    if any(control.shape is not None for control in plan.controls):
+        lines += ["", "With auto-annotation on:", *(f"  {line}" for line in _asked(interactive))]
+    return lines
+
+
+def _asked(interactive: InteractiveConfig) -> list[str]:
+    """What annotators can ask."""
+    lines = [
+        f"{name}: what is typed is looked for" + ("" if control is None else f', and "{control}" shows it')
+        for name, control in interactive.phrases.items()
+    ]
+    lines.append("smart rectangles say where to look, smart key points which part is meant")
+    if interactive.messages is None:
+        lines.append('nothing tells what came of it: a <TextArea model_text="messages"> would')
+    else:
+        lines.append(f"{interactive.messages.from_name}: tells what came of it")
     return lines
 
 

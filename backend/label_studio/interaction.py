@@ -159,7 +159,7 @@ def read_context(context: object, config: InteractiveConfig, task: object = None
 
     Args:
         context: `params.context`, as the editor made it.
-        config: what the labelling config says of smart tools and text areas.
+        config: what the labelling config says of text areas.
         task: the request's task; its drafts and annotations hold the regions that "more like this" means.
 
     Returns:
@@ -182,7 +182,7 @@ def read_context(context: object, config: InteractiveConfig, task: object = None
     typed = [result for result in results if result.get("type") == "textarea"]
     if typed:
         return _typed(typed, config, task)
-    return _drawn(results, config)
+    return _drawn(results)
 
 
 def _typed(results: Sequence[Mapping[str, Any]], config: InteractiveConfig, task: object) -> Question | None:
@@ -244,7 +244,7 @@ def _like(to_name: str, text: str, which: str, control: str | None, task: object
     return Like(to_name, chosen[-1].labels, shown, text, control)
 
 
-def _drawn(results: Sequence[Mapping[str, Any]], config: InteractiveConfig) -> Question | None:
+def _drawn(results: Sequence[Mapping[str, Any]]) -> Question | None:
     """What smart tools drew. The editor sends regions of one tool and one label together."""
     regions = [region for region in _regions(results) if region.kind in (*_AREAS, *_PAINTED, "keypoint")]
     if not regions:
@@ -257,9 +257,7 @@ def _drawn(results: Sequence[Mapping[str, Any]], config: InteractiveConfig) -> Q
     points = [region for region in regions if region.kind == "keypoint"]
     if points:
         return At(to_name, labels, tuple(_point(region) for region in points))
-    shown = tuple(
-        region.drawn for region in regions if region.kind in _PAINTED or region.from_names & config.exemplar_tools
-    )
+    shown = tuple(region.drawn for region in regions if region.kind in _PAINTED)
     if shown:
         return Like(to_name, labels, shown[-MAX_EXEMPLARS:])
     return Inside(to_name, labels, tuple(region.drawn for region in regions))
@@ -273,7 +271,6 @@ class _Region:
     value: Mapping[str, Any]
     to_name: str
     labels: tuple[str, ...]
-    from_names: frozenset[str]
     positive: bool
     by_hand: bool
 
@@ -309,7 +306,6 @@ def _regions(results: Iterable[Mapping[str, Any]]) -> list[_Region]:
                 value=_value(main),
                 to_name=_text(main, "to_name"),
                 labels=tuple(dict.fromkeys(labels)),
-                from_names=frozenset(_text(part, "from_name") for part in parts),
                 positive=main.get("is_positive") is not False,
                 by_hand=main.get("origin") != "prediction",
             )

@@ -1,12 +1,12 @@
-"""What a labelling config says of interactive work: which text areas take phrases, which tools show exemplars, and where
-answers are told.
+"""What a labelling config says of interactive work: which text areas take phrases, and where answers are told.
 
 | tag | attribute | meaning |
 |---|---|---|
-| `TextArea` on an image | | takes phrases, unless the editor is told not to ask for it (`smart="false"`), or it is filled by predictions |
+| `TextArea` on an image | | takes phrases, unless predictions fill it or `smart="false"` has the editor not ask |
 | | `model_answer="marks"` | the control that answers its phrases |
-| `TextArea` | `model_text="messages"` | the place for what was found, or why nothing was |
-| a shape's control tag | `model_smart="exemplar"` | what its smart tool draws shows what to look for, instead of where |
+| `TextArea` on a `Text` | `model_text="messages"` | the place for what was found, or why nothing was |
+
+Mistakes in these are found by `backend.label_studio.config`.
 """
 
 from __future__ import annotations
@@ -33,12 +33,10 @@ class InteractiveConfig:
     Attributes:
         phrases: names of the text areas that take phrases, each with the name of the control that answers; None: the
             predictor's choice.
-        exemplar_tools: names of the controls whose smart tools show what to look for.
         messages: where answers are told; None: nowhere.
     """
 
     phrases: Mapping[str, str | None] = field(default_factory=dict)
-    exemplar_tools: frozenset[str] = frozenset()
     messages: MessageBox | None = None
 
 
@@ -56,20 +54,16 @@ def read_interactive_config(xml: str, plan: PredictionPlan) -> InteractiveConfig
     images = {tag.get("name") for tag in root.walk() if tag.kind == "image"}
     filled = {control.from_name for control in plan.controls}
     phrases: dict[str, str | None] = {}
-    tools: set[str] = set()
     messages: MessageBox | None = None
     for tag in root.walk():
         name, to_name = tag.get("name"), tag.get("toName")
-        if not name or not to_name:
+        if tag.kind != "textarea" or not name or not to_name:
             continue
-        if tag.kind == "textarea":
-            if (tag.get("model_text") or "").strip() == "messages":
-                messages = messages or MessageBox(name, to_name)
-            elif to_name in images and name not in filled and not _is(tag, "smart", "false"):
-                phrases[name] = (tag.get("model_answer") or "").strip() or None
-        elif (tag.get("model_smart") or "").strip() == "exemplar":
-            tools.add(name)
-    return InteractiveConfig(phrases, frozenset(tools), messages)
+        if (tag.get("model_text") or "").strip() == "messages":
+            messages = messages or MessageBox(name, to_name)
+        elif to_name in images and name not in filled and not _is(tag, "smart", "false"):
+            phrases[name] = (tag.get("model_answer") or "").strip() or None
+    return InteractiveConfig(phrases, messages)
 
 
 def _is(tag: Tag, attribute: str, value: str) -> bool:

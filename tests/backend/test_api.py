@@ -118,7 +118,8 @@ def test_a_batch_has_one_item_a_task(server: Server) -> None:
 
 
 def test_an_interactive_error_is_a_200_with_errors(server: Server) -> None:
-    context: dict[str, Any] = {"context": {"result": []}}
+    point = {"id": "a", "from_name": "b", "to_name": "i", "type": "keypointlabels", "value": {"x": 1, "y": 1}}
+    context: dict[str, Any] = {"context": {"result": [point]}}
     reply = server.predict("gone", params=context)
     assert reply.status_code == 200
     assert reply.json()["errors"] == ["gone: there is no such image"]
@@ -127,6 +128,14 @@ def test_an_interactive_error_is_a_200_with_errors(server: Server) -> None:
     assert reply.status_code == 200
     assert "not well-formed" in reply.json()["errors"][0]
     assert "errors" not in server.predict("squares", params=context).json()
+
+
+@pytest.mark.parametrize("context", [7, "text", [1], {}, {"result": [{"type": "keypoint", "value": 7}]}])
+def test_a_broken_context_is_a_200_with_errors(server: Server, context: Any) -> None:
+    reply = server.predict("squares", params={"context": context})
+    assert reply.status_code == 200
+    (reason,) = reply.json()["errors"]
+    assert reply.json()["results"] == [{"error": reason}]
 
 
 @pytest.mark.parametrize("project", [7, "7", "7.1700000000", {"id": 7}])
@@ -232,7 +241,6 @@ def test_a_body_that_is_none_is_the_callers_error(server: Server, path: str, bod
         ("predict", {"label_config": None}, "label_config"),
         ("predict", {"label_config": "  "}, "label_config"),
         ("predict", {"params": "x"}, "params"),
-        ("predict", {"params": {"context": [1]}}, "params.context"),
         ("setup", {"schema": 3}, "schema"),
         ("setup", {"project": {}}, "project"),
     ],

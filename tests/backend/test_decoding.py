@@ -5,9 +5,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import ndimage
 
-from backend.decoding import decode_label, least_area_px, mean_score
+from backend.decoding import LabelMask, decode_label, least_area_px, mean_score
 from vlm_core.masks import upsample_logits
+from vlm_core.runs import RunMask
 
 
 def _reference(grids: np.ndarray, size_hw: tuple[int, int], threshold: float, temperature: float = 1.0) -> np.ndarray:
@@ -118,3 +120,42 @@ def test_least_area(configured: int | None, size_hw: tuple[int, int], expected: 
 def test_the_score_of_nothing_is_a_number() -> None:
     assert mean_score([]) == 0.0
     assert mean_score([0.5, 1.0]) == 0.75
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), least=st.integers(1, 12))
+def test_outside_of_an_area_nothing_is_looked_at(seed: int, least: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid = rng.normal(0, 2, (1, 6, 7)).astype(np.float32)
+    area = rng.random((17, 23)) < 0.7
+    everywhere = decode_label(grid, (17, 23), threshold=0.5)
+    inside = decode_label(grid, (17, 23), threshold=0.5, within=RunMask.from_array(area), min_area_px=least)
+    expected = _pixels(everywhere, area.shape) & area
+    parts, count = ndimage.label(expected, np.ones((3, 3)))
+    sizes = np.bincount(parts.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    assert (_pixels(inside, area.shape) == (sizes[parts] >= least)).all()
+    assert sorted(part.area_px for part in inside.parts) == sorted(sizes[sizes >= least].tolist())
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10_000), data=st.data())
+def test_some_parts_are_those_alone(seed: int, data: st.DataObject) -> None:
+    grid = np.random.default_rng(seed).normal(-1, 2, (1, 9, 9)).astype(np.float32)
+    found = decode_label(grid, (40, 30), threshold=0.5)
+    kept = [index for index in range(len(found.parts)) if data.draw(st.booleans())]
+    some = found.only(kept)
+    assert some.parts == tuple(found.parts[index] for index in kept)
+    pieces = [found.pieces()[index].to_array() for index in kept]
+    assert (_pixels(some, (40, 30)) == np.any([np.zeros((40, 30), dtype=bool), *pieces], axis=0)).all()
+    assert [piece.area_px for piece in some.pieces()] == [part.area_px for part in some.parts]
+    if kept:
+        weights = [part.area_px for part in some.parts]
+        assert some.score == pytest.approx(np.average([part.score for part in some.parts], weights=weights))
+    else:
+        assert some.mask is None
+        assert some.score == pytest.approx(1 - found.peak)
+
+
+def _pixels(found: LabelMask, size_hw: tuple[int, int]) -> np.ndarray:
+    return np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask.to_array()

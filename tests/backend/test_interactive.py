@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from backend.answers.interactive import POINT_REACH
+from backend.label_studio.brush import encode_mask
 from tests.backend.fakes import COLOURS, ColourModel, MemoryImages
 from tests.backend.label_studio.test_interaction import SIZE
 from tests.backend.test_predictor import Bench, brush_mask
@@ -217,9 +218,12 @@ def test_more_like_what_stands_alone_finds_nothing(bench: Bench) -> None:
 
 
 def test_what_a_tool_shows_is_part_of_the_answer(bench: Bench) -> None:
-    config = BARE.replace('<Rectangle name="r"', '<Rectangle name="r" model_smart="exemplar"')
-    shape, _ = regions(ask(bench, rectangle(APPLES[1], "Apple"), config=config))
-    assert covers(shape, *APPLES)
+    mask = np.zeros((HEIGHT, WIDTH), dtype=np.bool_)
+    mask[20:40, 60:80] = True
+    value = {"format": "rle", "rle": encode_mask(mask), "brushlabels": ["Apple"]}
+    brush = {"id": "s", "from_name": "b", "to_name": "i", "type": "brushlabels", "value": value}
+    (region,) = regions(ask(bench, brush))
+    assert covers(region, *APPLES)
 
 
 def test_the_image_is_encoded_once_for_all_questions(bench: Bench) -> None:
