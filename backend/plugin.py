@@ -155,8 +155,12 @@ def _make_class() -> type:
             """One item per task: a prediction, or `{"error"}` without `result`."""
             if not tasks:
                 return []
-            project = self.project_id if per_project else tasks[0].get("project")
-            items = host().predict(tasks, project_id_of(project), self.label_config, context)
+            try:
+                project = project_id_of(self.project_id if per_project else tasks[0].get("project"))
+            except (ValueError, AttributeError):
+                # 1.0.9 would answer with a traceback.
+                return [{"error": "the first task does not say which project it is of"} for _ in tasks]
+            items = host().predict(tasks, project, self.label_config, context)
             if not per_project:
                 for item in items:
                     item.pop("model_version", None)
@@ -174,8 +178,25 @@ def _make_class() -> type:
     return VLMBackend
 
 
+def flask_app(model_dir: str) -> Any:
+    """label-studio-ml's app over the class.
+
+    Args:
+        model_dir: where 1.0.9 keeps what it writes; 2.x has no such place.
+    """
+    from label_studio_ml.api import init_app
+
+    made = _class()
+    return init_app(model_class=made) if hasattr(made, "use_label_config") else init_app(made, model_dir=model_dir)
+
+
+def _class() -> type:
+    made: type = globals().get("VLMBackend") or _make_class()
+    globals()["VLMBackend"] = made
+    return made
+
+
 def __getattr__(name: str) -> Any:
     if name == "VLMBackend":
-        made = globals()[name] = _make_class()
-        return made
+        return _class()
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

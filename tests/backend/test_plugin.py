@@ -101,6 +101,7 @@ setup = client.post("/setup", json={"project": "7.17", "schema": CONFIG})
 host().store.start(); host().store.wait(60)
 predict = client.post("/predict", json={"tasks": [TASK, {"id": 2, "project": 7, "data": {}}], "project": "7.17",
     "label_config": CONFIG, "params": {"login": None, "password": None, "context": None}})
+nameless = client.post("/predict", json={"tasks": [{"id": 1}, "x"], "project": "7.17", "label_config": CONFIG})
 requests = []
 host().training.request_training = lambda project, reason: requests.append([project, reason])
 model = VLMBackend(label_config=CONFIG)
@@ -108,7 +109,8 @@ for event in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "START_TRAINING", "PR
     model.process_event(event, {"project": {"id": 7}}, "1", {"workdir": "."})
 import pickle
 assert pickle.loads(pickle.dumps(VLMBackend)) is VLMBackend
-print(json.dumps({"setup": setup.json, "predict": predict.json, "requests": requests}))
+print(json.dumps({"setup": setup.json, "predict": predict.json, "requests": requests,
+    "nameless": nameless.json["results"]}))
 """,
         checkpoint,
         tmp_path,
@@ -119,6 +121,7 @@ print(json.dumps({"setup": setup.json, "predict": predict.json, "requests": requ
     assert "model_version" not in good  # Label Studio then takes the name of /setup
     assert "result" not in bad
     assert '"image"' in bad["error"]
+    assert ["result" in item or item["error"][:14] for item in seen["nameless"]] == ["the first task"] * 2
     assert seen["requests"] == [[7, e] for e in ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "START_TRAINING")]
 
 
