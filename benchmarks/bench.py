@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks import cases, gpu, processes, whole_requests
+from benchmarks import cases, gpu, interactive, processes, whole_requests
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.results import Row, machine, table, write
 
@@ -26,6 +26,7 @@ PARTS: dict[str, Callable[[Path, Path, int], Iterator[Row]]] = {
     "views": cases.masks_and_tags,
     "brush": cases.brush_codec,
     "questions": whole_requests.second_question,
+    "interactive": interactive.questions,
     "requests": whole_requests.large_photograph,
     "shapes": whole_requests.every_shape,
     "memory": processes.peak_memory,

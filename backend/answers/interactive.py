@@ -166,14 +166,14 @@ def answer_question(question: Question, target: Target, view: ImageView, task: A
     control = replace(target.control, labels=(label,))
     drawn = draw_shapes(control, [found], view)
     for number, shape in enumerate(drawn):
-        told = number if isinstance(question, Phrase) else shape.box_xyxy_px
-        identity = _identity(task_id(task), control.from_name, label.label, label.prompts, told)
+        place = number if isinstance(question, Phrase) else shape.box_xyxy_px
+        identity = _identity(task_id(task), control.from_name, label.label, label.prompts, place)
         for result in shape.results:
             result["id"] = identity
     regions = [result for shape in drawn for result in shape.results]
     if not target.labelled:
         regions = list(_without_label(regions, control))
-    return Reply(regions, decoding.mean_score([found.score]), _message(question, label, found, view))
+    return Reply(regions, decoding.mean_score([found.score]), _message(question, label, found))
 
 
 def _find(question: Question, target: Target, view: ImageView, task: Any) -> tuple[LabelPrompt, LabelMask]:
@@ -181,8 +181,13 @@ def _find(question: Question, target: Target, view: ImageView, task: Any) -> tup
     if isinstance(question, Like):
         return target.control.labels[0], _find_alike(question, target, view)
     control = with_own_phrases(target.control, task_data(task))
-    within = question.mask(view.size_hw) if isinstance(question, Inside) else None
-    asked = [replace(MaskQuestion.of(label, control, view), within=within) for label in control.labels]
+    asked = [MaskQuestion.of(label, control, view) for label in control.labels]
+    if isinstance(question, Inside):
+        area = question.mask(view.size_hw)
+        left, top, right, bottom = area.box_xyxy_px or (0, 0, 0, 0)
+        # What is a speck in the whole image may be what the annotator points at.
+        least = decoding.least_area_px(control.min_area, (bottom - top, right - left))
+        asked = [replace(one, within=area, min_area_px=least) for one in asked]
     masks = find_masks(asked, view, with_peaks=asked if control.shape == "keypoint" else ())
     found = [masks[one] for one in asked]
     if isinstance(question, At):
@@ -256,8 +261,9 @@ def _without_label(regions: Sequence[Region], control: ControlPlan) -> Iterator[
             yield region
 
 
-def _message(question: Question, label: LabelPrompt, found: LabelMask, view: ImageView) -> str:
-    sought = f'"{question.text}"' if isinstance(question, Phrase | Like) and question.text else f'"{label.label}"'
+def _message(question: Question, label: LabelPrompt, found: LabelMask) -> str:
+    typed = question.text if isinstance(question, Phrase | Like) else ""
+    sought = f'"{typed or label.label}"' if typed or label.label else "What is like it"
     if found.mask is not None:
         count = len(found.parts)
         return f"{sought}: found in {count} {'place' if count == 1 else 'places'}, certainty {found.score:.2f}"

@@ -76,7 +76,7 @@ class Predicts(Protocol):
         project_id: int,
         label_config: str,
         deadline: Deadline,
-        context: Mapping[str, Any] | None = None,
+        context: object = None,
     ) -> Answer:
         """Answer tasks of one project."""
 
@@ -191,10 +191,11 @@ class Handlers:
         )
         if answer.model_version:
             self._serves(request.project, answer.model_version)
-        self._activity.predicted(request.project, len(answer.items), answer.failed)
         errors = [item["error"] for item in answer.items if "error" in item]
-        if errors:
-            self._activity.error(request.project, "predict", errors[0])
+        if request.context is None:
+            self._activity.predicted(request.project, len(answer.items), answer.failed)
+            if errors:
+                self._activity.error(request.project, "predict", errors[0])
         reply: dict[str, Any] = {"results": answer.items}
         if request.context is not None and errors:
             # An annotator waits at the screen: the reason belongs to them, and only a 200 reaches them.

@@ -155,6 +155,13 @@ def test_a_rectangle_limits_the_mask_to_it(bench: Bench) -> None:
     assert brush_mask(region).sum() == 100  # cut where the rectangle ends, at full size
 
 
+def test_what_is_small_counts_in_a_small_rectangle(bench: Bench) -> None:
+    config = BRUSH.replace('name="b"', 'name="b" model_min_area="700"')
+    assert regions(ask(bench, rectangle((55, 10, 85, 50), "Apple"), config=config)) == []
+    (region,) = regions(ask(bench, rectangle((20, 25, 22, 26), "Apple")))
+    assert brush_mask(region).sum() == 2  # less than the least area of the whole image
+
+
 def test_nothing_is_invented_in_a_rectangle(bench: Bench) -> None:
     item = ask(bench, rectangle((50, 45, 80, 55), "Apple"))
     assert regions(item) == []
