@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +59,7 @@ CONFIG = """<View style="display: flex; gap: 1.5em">
   </View>
   <View style="flex: 1 1 0; min-width: 0"><Image name="image" value="$image" maxWidth="500px"/></View>
 </View>"""
+DRAFT_S = 60.0
 SCENE = 4_000_009
 """A blue circle and a green one, a large black heart and a medium one."""
 
@@ -67,6 +69,7 @@ class Editor:
     """The page, and what the browser complained of."""
 
     page: Page
+    task_id: int
     complaints: list[str]
 
     def masks(self, label: str) -> list[npt.NDArray[np.bool_]]:
@@ -110,7 +113,7 @@ def editor(stack: Stack, client: LabelStudioClient, project_id: int, scene: Scen
         complaints = complaints_of(page)
         open_task(page, stack.label_studio_url, project_id, task_id, 0)
         annotate_interactively(page)
-        yield Editor(page, complaints)
+        yield Editor(page, task_id, complaints)
 
 
 def _mask(region: dict[str, Any]) -> npt.NDArray[np.bool_]:
@@ -177,10 +180,29 @@ def test_what_is_not_found_is_said_and_asking_again_doubles_nothing(editor: Edit
         type_phrase(page, "green circle")
         assert editor.said().startswith('"green circle": found')
         assert len(editor.masks("marked")) == editor.regions() == 1
-    type_phrase(page, "more like this")
     choose_smart_tool(page, "rectangle-tool")
     choose_label(page, "heart")
     drag(page, (0.7, 0.8, 0.95, 0.95))
     assert editor.said() == 'Nothing found: no "heart" inside the area'
     assert editor.regions() == 1
+    assert editor.complaints == []
+
+
+def test_a_brush_stroke_shows_what_to_look_for(editor: Editor, client: LabelStudioClient, scene: Scene) -> None:
+    page = editor.page
+    type_phrase(page, "more like this")
+    assert "needs a region to compare with" in editor.said()
+    left, top, right, bottom = (
+        side / size for side, size in zip(_one(scene, "circle", colour="green").box, 2 * scene.size, strict=True)
+    )
+    choose_label(page, "marked")
+    page.locator("button[aria-label='brush-tool']").first.click()
+    drag(page, (0.7 * left + 0.3 * right, (top + bottom) / 2, 0.3 * left + 0.7 * right, (top + bottom) / 2))
+    deadline = time.monotonic() + DRAFT_S
+    while not any("brush" in str(draft["result"]) for draft in client.task(editor.task_id)["drafts"]):
+        assert time.monotonic() < deadline
+        page.wait_for_timeout(500)
+    type_phrase(page, "more like this")
+    # The demo checkpoint hardly understands pictures; that the stroke is read is what can be seen here.
+    assert editor.said() == "Nothing found that is like it" or editor.said().startswith('"more like this": found')
     assert editor.complaints == []

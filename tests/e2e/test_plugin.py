@@ -86,7 +86,9 @@ def test_predictions_are_retrieved_and_stored(
         assert [region["type"] for region in prediction["result"]].count("choices") == 1
 
 
-def test_an_annotator_asks_for_one_task(client: LabelStudioClient, stack: Stack, project: tuple[int, list[int]]) -> None:
+def test_an_annotator_asks_for_one_task(
+    client: LabelStudioClient, stack: Stack, project: tuple[int, list[int]]
+) -> None:
     project_id, tasks = project
     (backend,) = client.ml_backends(project_id)
     reply = httpx.post(
