@@ -116,13 +116,13 @@ def work(queue: PrelabelQueue, project_id: int, environment: Mapping[str, str], 
         while (progress := queue.progress(project_id)) is not None:
             if kills and progress.done >= kills[0][0]:
                 _, whole = kills.pop(0)
-                horses = psutil.Process(worker.pid).children()
+                # RQ's scheduler is a child too, and older.
+                *_, horse = sorted(psutil.Process(worker.pid).children(), key=psutil.Process.create_time)
                 print(f"at {progress.done}: kill -9 {'the worker and ' if whole else ''}its job", flush=True)
                 if whole:
                     worker.kill()
-                for horse in horses:
-                    with suppress(psutil.NoSuchProcess):
-                        horse.kill()
+                with suppress(psutil.NoSuchProcess):
+                    horse.kill()
                 if whole:
                     worker.wait()
                     time.sleep(PAUSE_S)
