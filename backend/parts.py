@@ -62,8 +62,7 @@ def label_studio_client(settings: Settings) -> Callable[[], LabelStudioClient] |
 def image_fetcher(settings: Settings) -> ImageFetcher:
     """The images' one way in, with the token for Label Studio where the settings have both."""
     connect = label_studio_client(settings)
-    authorization = None if connect is None else connect().authorization
-    return ImageFetcher(ImageConfig.from_settings(settings), authorization)
+    return ImageFetcher(ImageConfig.from_settings(settings), None if connect is None else connect())
 
 
 def feature_files(settings: Settings) -> DiskCache:

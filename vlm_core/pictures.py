@@ -7,9 +7,12 @@ one file is one picture everywhere.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
 from vlm_core.errors import DataError
@@ -20,6 +23,7 @@ FORMATS = (
 """Formats that are read. An explicit list: Pillow would hand EPS to Ghostscript."""
 _BACKGROUND = (255, 255, 255)
 _SHRINK_FROM_PIXELS = 4_000_000
+_BAND_PIXELS = 1_000_000
 
 
 @functools.cache
@@ -79,35 +83,83 @@ def shrink_on_load(image: Image.Image, at_least_px: int) -> None:
         image.draft(None, (at_least_px, at_least_px))  # None keeps the mode
 
 
+def shrink_loaded(image: Image.Image, at_least_px: int) -> Image.Image:
+    """A large picture that was loaded, by a whole factor smaller; both sides stay at least `at_least_px`.
+
+    What `shrink_on_load` is for other formats: it saves no time, but the memory of pictures that wait for the model.
+    """
+    factor = min(image.size) // max(1, at_least_px)
+    if factor < 2 or image.width * image.height < _SHRINK_FROM_PIXELS:
+        return image
+    return image.reduce(factor)
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any mode -> RGB, 8 bit: what is transparent lies on white, 16-bit grey is scaled from its full range."""
+    """Any mode -> RGB, 8 bit: what is transparent lies on white, 16-bit grey is scaled from its full range.
+
+    Large pictures are converted by bands of rows, so that no more memory is needed than for the picture and the result.
+    """
     if image.mode == "RGB" and not image.has_transparency_data:
         return image
+    convert = _converter(image)
+    if image.width * image.height <= _BAND_PIXELS:
+        return convert(image)
+    result = Image.new("RGB", image.size)
+    for box in _bands(image):
+        result.paste(convert(image.crop(box)), box)
+    return result
+
+
+def _bands(image: Image.Image) -> Iterator[tuple[int, int, int, int]]:
+    """Boxes of whole rows, as `Image.crop` takes them."""
+    rows = max(1, _BAND_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        yield 0, top, image.width, min(top + rows, image.height)
+
+
+def _converter(image: Image.Image) -> Callable[[Image.Image], Image.Image]:
+    """What makes RGB of the picture, or of a part of it."""
     if image.mode.startswith("I;16"):
         # A browser shows 16-bit grey by its upper byte; Pillow's own conversion would cut it off at 255.
-        pixels = np.asarray(image).astype(np.float32)
-        return _grey(pixels / 257.0)
+        return lambda part: _grey(np.asarray(part).astype(np.float32) / 257.0)
     if image.mode in ("I", "F"):
-        return _grey(_stretched(np.asarray(image).astype(np.float64)))
+        offset, factor = _stretch(*_range(image))
+        return lambda part: _grey((_finite(part) - offset) * factor)
     if image.has_transparency_data or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
-        rgba = image.convert("RGBA")
-        canvas = Image.new("RGBA", rgba.size, (*_BACKGROUND, 255))
-        return Image.alpha_composite(canvas, rgba).convert("RGB")
-    return image.convert("RGB")
+        return _on_white
+    return lambda part: part.convert("RGB")
 
 
-def _stretched(pixels: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
-    """Grey levels without a standard range -> 0..255: as they are, as 16 bit, or from least to most."""
-    finite = np.nan_to_num(pixels, nan=0.0, posinf=0.0, neginf=0.0)
-    least, most = float(finite.min()), float(finite.max())
+def _on_white(image: Image.Image) -> Image.Image:
+    rgba = image.convert("RGBA")
+    canvas = Image.new("RGBA", rgba.size, (*_BACKGROUND, 255))
+    return Image.alpha_composite(canvas, rgba).convert("RGB")
+
+
+def _finite(image: Image.Image) -> NDArray[np.float64]:
+    """Grey levels, with 0 for what is no number."""
+    return np.nan_to_num(np.asarray(image).astype(np.float64), nan=0.0, posinf=0.0, neginf=0.0)
+
+
+def _range(image: Image.Image) -> tuple[float, float]:
+    """The least and the greatest grey level."""
+    ranges = [(float(levels.min()), float(levels.max())) for levels in (_finite(image.crop(b)) for b in _bands(image))]
+    return min(least for least, _ in ranges), max(most for _, most in ranges)
+
+
+def _stretch(least: float, most: float) -> tuple[float, float]:
+    """Offset and factor that bring grey levels without a standard range to 0..255.
+
+    They are taken as they are, as 16 bit, as shares of 1, or from least to most.
+    """
     if least >= 0 and 1 < most <= 255:
-        return finite
+        return 0.0, 1.0
     if least >= 0 and 255 < most <= 65535:
-        return np.asarray(finite / 257.0)
+        return 0.0, 1 / 257.0
     if least >= 0 and most <= 1:
-        return np.asarray(finite * 255.0)
-    return np.asarray((finite - least) * (255.0 / (most - least))) if most > least else np.zeros_like(finite)
+        return 0.0, 255.0
+    return least, 255.0 / (most - least) if most > least else 0.0
 
 
-def _grey(levels: np.ndarray) -> Image.Image:  # type: ignore[type-arg]
+def _grey(levels: NDArray[np.floating[Any]]) -> Image.Image:
     return Image.fromarray(np.clip(np.rint(levels), 0, 255).astype(np.uint8)).convert("RGB")

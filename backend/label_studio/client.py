@@ -34,6 +34,10 @@ Json = dict[str, Any]
 _RETRY_WAITS_S = (0.3, 1.0)
 _AWAY = (502, 503, 504)
 _SAID_CHARS = 500
+_ANNOTATED = {
+    "conjunction": "and",
+    "items": [{"filter": "filter:tasks:total_annotations", "operator": "greater", "value": 0, "type": "Number"}],
+}
 
 
 class LabelStudioClient:
@@ -91,6 +95,17 @@ class LabelStudioClient:
         """
         return None if self._tokens is None else self._tokens.header()
 
+    def renew_authorization(self, refused: str) -> bool:
+        """Note that a header from `authorization` was answered with 401.
+
+        Args:
+            refused: the header's value.
+
+        Returns:
+            Whether `authorization` may give a better one now; False for tokens that cannot be exchanged.
+        """
+        return self._tokens is not None and self._tokens.renew(refused)
+
     # Projects ---------------------------------------------------------------------------------------------
     def greet(self) -> tuple[str, datetime | None]:
         """Label Studio's release, and its own time to the second where it tells; asked without the token."""
@@ -143,7 +158,13 @@ class LabelStudioClient:
         return _object(self._call("POST", path, files={"file": (name, content, media_type)}), path)
 
     def tasks(
-        self, project_id: int, *, only_annotated: bool = False, page_size: int = 50, resolve_uri: bool = False
+        self,
+        project_id: int,
+        *,
+        only_annotated: bool = False,
+        page_size: int = 50,
+        resolve_uri: bool = False,
+        newest_first: bool = False,
     ) -> Iterator[Json]:
         """All tasks of a project with annotations and predictions, by id.
 
@@ -152,6 +173,7 @@ class LabelStudioClient:
             only_annotated: leave out tasks without any annotation.
             page_size: tasks per request; brush masks make tasks large.
             resolve_uri: let Label Studio turn cloud addresses into its own; False keeps what was imported.
+            newest_first: those that were changed last come first.
         """
         params: dict[str, Any] = {
             "project": project_id,
@@ -159,10 +181,23 @@ class LabelStudioClient:
             "ordering": "id",
             "resolve_uri": str(resolve_uri).lower(),
         }
-        if only_annotated:
-            has_one = {"filter": "filter:tasks:total_annotations", "operator": "greater", "value": 0, "type": "Number"}
-            params["query"] = json.dumps({"filters": {"conjunction": "and", "items": [has_one]}})
+        query: Json = {"filters": _ANNOTATED} if only_annotated else {}
+        if newest_first:
+            query["ordering"] = ["-tasks:updated_at"]
+        if query:
+            params["query"] = json.dumps(query)
         return self._pages("/api/tasks/", params, items="tasks", page_size=page_size)
+
+    def newest_annotated(self, project_id: int) -> Json:
+        """The annotated task that was changed last, and totals, in one small answer.
+
+        Returns:
+            `tasks`: at most one, without its annotations; `total`: annotated tasks; `total_annotations`: of all of
+            them, without skipped ones.
+        """
+        query = {"filters": _ANNOTATED, "ordering": ["-tasks:updated_at"]}
+        params = {"project": project_id, "page_size": 1, "resolve_uri": "false", "query": json.dumps(query)}
+        return self._get("/api/tasks/", params)
 
     def task(self, task_id: int) -> Json:
         """One task with its annotations and predictions."""
@@ -389,9 +424,9 @@ class LabelStudioClient:
                     raise
                 self._sleep(wait)
                 continue
-            if response.status_code == 401 and self._tokens and header and not renewed:
+            if response.status_code == 401 and header and not renewed:
                 renewed = True
-                if self._tokens.renew(header):
+                if self.renew_authorization(header):
                     continue
             if response.status_code in _AWAY:
                 wait = next(waits, None)

@@ -6,6 +6,7 @@ import re
 
 from backend.label_studio.config_attributes import ControlAttributes, where
 from backend.label_studio.config_xml import LabelConfigError, Tag
+from backend.label_studio.prediction_plan import FIELDS
 
 _NOT_CONTROLS = {"filter"}
 _HOLD_REGIONS = {"pdf", "video"}
@@ -160,6 +161,8 @@ def _field_of(image: Tag) -> str:
             'Name the field of the data that holds the image, like value="$image"',
             line=image.line,
         )
-    if not re.fullmatch(r"\$[^$]+", value):
-        raise LeftAloneError(f'<{image.name} value="{value}"> is not one field of the data, like "$image"')
-    return value[1:]
+    if re.fullmatch(r"\$[^$/:?&=]+", value):
+        return value[1:]
+    if not FIELDS.search(value):
+        raise LeftAloneError(f'<{image.name} value="{value}"> names no field of the data, like "$image"')
+    return value

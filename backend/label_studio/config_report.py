@@ -48,7 +48,7 @@ def report_lines(plan: PredictionPlan, interactive: InteractiveConfig) -> list[s
     for control in plan.controls:
         lines.append(
             f'{control.from_name}: {_answer(control)} ({control.kind}) on "{control.to_name}", '
-            f"image from the data's field {control.image_key!r}"
+            f"image from {_source(control)}"
         )
         lines += [f"  [{'; '.join(said)}]" for said in [_conditions(control)] if said]
         width = max((len(label.label) for label in control.labels), default=0)
@@ -86,6 +86,11 @@ def _answer(control: ControlPlan) -> str:
     if control.kind == "ranker":
         return f"a ranking of the items in the data's field {control.items_from!r}"
     return "several tags" if control.multiple else "one tag"
+
+
+def _source(control: ControlPlan) -> str:
+    template = "$" in control.image_key
+    return f"the address {control.image_key!r}" if template else f"the data's field {control.image_key!r}"
 
 
 def _phrases(label: LabelPrompt) -> str:

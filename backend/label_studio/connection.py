@@ -56,6 +56,22 @@ def own_entries(entries: Sequence[Json], backend_url: str) -> list[Json]:
     return ours + [item for item in entries if item not in ours and item.get("description") == DESCRIPTION]
 
 
+def is_ours(entry: Json, backend_url: str | None) -> bool:
+    """Whether a connection of Label Studio's leads to this backend.
+
+    Told by its address, by the description that `vlm connect` wrote, or by the version that it last reported.
+
+    Args:
+        entry: from `LabelStudioClient.ml_backends`.
+        backend_url: this backend's address as Label Studio reaches it, where it is known.
+    """
+    return (
+        (backend_url is not None and same_url(entry.get("url"), backend_url))
+        or entry.get("description") == DESCRIPTION
+        or read_version_name(str(entry.get("model_version") or "")) is not None
+    )
+
+
 def webhook_url(backend_url: str) -> str:
     """Where Label Studio sends a backend's events."""
     return f"{backend_url.rstrip('/')}/webhook"

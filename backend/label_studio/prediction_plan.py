@@ -34,6 +34,9 @@ ControlKind = Literal[
 Shape = Literal["brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint"]
 """What a region on the image is drawn as."""
 
+FIELDS = re.compile(r"\$[\w\[\].{}]+", re.ASCII)
+"""A field of the task's data within an attribute's value, as the editor finds it."""
+
 _SHAPES: tuple[Shape, ...] = ("brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint")
 
 
@@ -98,7 +101,8 @@ class ControlPlan:
         kind: the region type in results.
         from_name: name of the control tag.
         to_name: name of the `Image` that it labels; of a `ranker`, of its `List`.
-        image_key: field of the task's data that holds the image's address; see `image_uri`.
+        image_key: field of the task's data that holds the image's address, or a template of several fields like
+            `https://host/$folder/$name`; see `image_uri`.
         labels: one or more labels, in the config's order; () for a `ranker` and for a `textarea` of "phrases".
         threshold: least probability, 0..1; None: the predictor's default for this kind.
         min_area: least area of a region, pixels of the displayed image; None: the predictor's default.
@@ -148,9 +152,17 @@ class ControlPlan:
         return self.shape not in (None, "keypoint")
 
     def image_uri(self, data: Mapping[str, Any]) -> str | None:
-        """The image's address in a task's data; None where the field is absent or holds no text."""
-        value = read_field(data, self.image_key)
-        return value if isinstance(value, str) and value else None
+        """The image's address in a task's data; None where a field is absent or holds no text.
+
+        Fields are found and put into a template as the editor does it.
+        """
+        if "$" not in self.image_key:
+            value = read_field(data, self.image_key)
+            return value if isinstance(value, str) and value else None
+        parts = {name: read_field(data, name[1:]) for name in FIELDS.findall(self.image_key)}
+        if not all(isinstance(part, (str, int, float)) and str(part) for part in parts.values()):
+            return None
+        return FIELDS.sub(lambda match: str(parts[match.group()]), self.image_key)
 
     def label_named(self, name: str) -> LabelPrompt | None:
         """The label that a result means by `name`: its `label`, else its `value`."""

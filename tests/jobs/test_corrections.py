@@ -32,7 +32,7 @@ def read(
 ) -> Corrections:
     with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
         images = ImageConfig(cache_dir=tmp_path / "images", label_studio_url=label_studio.url)
-        fetcher = ImageFetcher(images, client.authorization)
+        fetcher = ImageFetcher(images, client)
         history = LabelHistory(since or {})
         return read_corrections(
             client, fetcher, 7, parse_label_config(config), history, on_task=lambda task, annotations: None

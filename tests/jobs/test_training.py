@@ -62,7 +62,7 @@ def run(
             7,
             settings,
             client=client,
-            fetcher=ImageFetcher(images, client.authorization),
+            fetcher=ImageFetcher(images, client),
             token=store.next_token(7) if token is None else token,
             forced=forced,
             report=report,

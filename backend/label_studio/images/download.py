@@ -11,11 +11,12 @@ import ssl
 import time
 import zlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urljoin, urlsplit, urlunsplit
 
 import httpcore
 
+from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images.addresses import Origin, Resolver, checked_addresses
 from backend.label_studio.images.errors import (
     ImageAddressError,
@@ -28,7 +29,22 @@ from backend.label_studio.images.errors import (
 
 MAX_REDIRECTS = 5
 _REDIRECTS = (301, 302, 303, 307, 308)
+_HEADERS: list[tuple[bytes | str, bytes | str]] = [
+    ("Accept", "image/*,*/*;q=0.5"),
+    ("Accept-Encoding", "identity"),
+    ("User-Agent", "label-studio-vlm-backend"),
+]
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+
+
+class Credentials(Protocol):
+    """What opens Label Studio's own files; `LabelStudioClient` has it."""
+
+    def authorization(self) -> str | None:
+        """The `Authorization` header; None: no token. May raise `LabelStudioError`."""
+
+    def renew_authorization(self, refused: str) -> bool:
+        """Note that this header was answered with 401; whether there may be a better one now."""
 
 
 class Deadline:
@@ -130,7 +146,7 @@ class Downloader:
         max_bytes: most bytes of a body.
         timeout_s: seconds for one download with all its redirects.
         trusted: the origin that is fetched from whatever its address, and the only one that is sent the token.
-        token: gives the `Authorization` header for the trusted origin.
+        credentials: for the trusted origin; None: no token.
         allow_private: fetch from private addresses too.
         resolver: how names are resolved.
         ssl_context: what https trusts.
@@ -142,7 +158,7 @@ class Downloader:
         max_bytes: int,
         timeout_s: float,
         trusted: Origin | None,
-        token: Callable[[], str | None],
+        credentials: Credentials | None,
         allow_private: bool,
         resolver: Resolver,
         ssl_context: ssl.SSLContext,
@@ -151,7 +167,7 @@ class Downloader:
         self._max_bytes = max_bytes
         self._timeout_s = timeout_s
         self._trusted = trusted
-        self._token = token
+        self._credentials = credentials
         self._allow_private = allow_private
         self._resolver = resolver
         self._ssl_context = ssl_context
@@ -164,12 +180,15 @@ class Downloader:
         """
         deadline = Deadline(self._timeout_s)
         backend = _GuardedBackend(deadline, self._trusted, self._allow_private, self._resolver)
+        signed = False
         try:
             with httpcore.ConnectionPool(ssl_context=self._ssl_context, network_backend=backend) as pool:
                 for _ in range(MAX_REDIRECTS + 1):
-                    body, location = self._hop(pool, url, deadline)
+                    request, origin = _request(url)
+                    body, location = self._hop(pool, request, origin == self._trusted, signed, deadline)
                     if body is not None:
                         return body
+                    signed = signed or origin == self._trusted
                     url = urljoin(url, location)
                 raise ImageUnavailableError(f"it is redirected more than {MAX_REDIRECTS} times")
         except httpcore.TimeoutException:
@@ -178,39 +197,34 @@ class Downloader:
             said = " ".join(str(error).split()) or type(error).__name__
             raise ImageUnavailableError(f"the connection failed ({said})", temporary=True) from None
 
-    def _hop(self, pool: httpcore.ConnectionPool, url: str, deadline: Deadline) -> tuple[bytes | None, str]:
-        """One request: the body, or where it is redirected to."""
+    def _hop(
+        self, pool: httpcore.ConnectionPool, request: httpcore.URL, trusted: bool, signed: bool, deadline: Deadline
+    ) -> tuple[bytes | None, str]:
+        """One request, or two where the token had to be renewed: the body, or where it is redirected to."""
+        token = self._token() if trusted else None
+        renewed = False
+        while True:
+            headers = [*_HEADERS, ("Authorization", token)] if token else _HEADERS
+            with pool.stream("GET", request, headers=headers) as response:
+                if response.status in _REDIRECTS:
+                    location = _header(response, "location")
+                    if not location:
+                        raise ImageUnavailableError(f"it is redirected ({response.status}) to nowhere")
+                    return None, location
+                if response.status == 200:
+                    return self._body(response, deadline), ""
+                if response.status != 401 or not token or renewed or not self._renew(token):
+                    raise _refused(response.status, trusted, signed, token is not None)
+            renewed, token = True, self._token()
+
+    def _token(self) -> str | None:
         try:
-            parts = urlsplit(url)
-            origin = Origin.of(parts)
-        except ValueError:
-            raise ImageAddressError(f"{shown(url)} is not an http address") from None
-        headers: list[tuple[bytes | str, bytes | str]] = [
-            ("Accept", "image/*,*/*;q=0.5"),
-            ("Accept-Encoding", "identity"),
-            ("User-Agent", "label-studio-vlm-backend"),
-        ]
-        token = self._token() if origin == self._trusted else None
-        if token:
-            headers.append(("Authorization", token))
-        try:
-            host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode("ascii")
-            host = f"[{host}]" if ":" in host else host
-            # Without user and fragment, and with what may not stand in a request line percent-encoded.
-            netloc = host if parts.port is None else f"{host}:{parts.port}"
-            target = urlunsplit((origin.scheme, netloc, _quoted(parts.path or "/"), _quoted(parts.query), ""))
-            request = httpcore.URL(target)
-        except (ValueError, UnicodeError):
-            raise ImageAddressError(f"{shown(url)} is not an http address") from None
-        with pool.stream("GET", request, headers=headers) as response:
-            if response.status in _REDIRECTS:
-                location = _header(response, "location")
-                if not location:
-                    raise ImageUnavailableError(f"it is redirected ({response.status}) to nowhere")
-                return None, location
-            if response.status != 200:
-                raise _refused(response.status, origin == self._trusted, token is not None)
-            return self._body(response, deadline), ""
+            return None if self._credentials is None else self._credentials.authorization()
+        except LabelStudioError as error:
+            raise ImageUnavailableError(str(error), temporary=error.temporary) from None
+
+    def _renew(self, refused: str) -> bool:
+        return self._credentials is not None and self._credentials.renew_authorization(refused)
 
     def _body(self, response: httpcore.Response, deadline: Deadline) -> bytes:
         stated = _header(response, "content-length")
@@ -236,19 +250,58 @@ class Downloader:
         return ImageTooLargeError(f"{has} the {self._max_bytes} bytes allowed (VLM_IMAGE_MAX_BYTES)")
 
 
-def _refused(status: int, trusted: bool, with_token: bool) -> ImageError:
+def _request(url: str) -> tuple[httpcore.URL, Origin]:
+    """What to ask, and whom.
+
+    Raises:
+        ImageAddressError: not an http(s) address.
+    """
+    try:
+        parts = urlsplit(url)
+        origin = Origin.of(parts)
+        host = origin.host if origin.host.isascii() else origin.host.encode("idna").decode("ascii")
+        host = f"[{host}]" if ":" in host else host
+        # Without user and fragment, and with what may not stand in a request line percent-encoded.
+        netloc = host if parts.port is None else f"{host}:{parts.port}"
+        target = urlunsplit((origin.scheme, netloc, _quoted(parts.path or "/"), _quoted(parts.query), ""))
+        return httpcore.URL(target), origin
+    except (ValueError, UnicodeError):
+        raise ImageAddressError(f"{shown(url)} is not an http address") from None
+
+
+def _refused(status: int, trusted: bool, signed: bool, with_token: bool) -> ImageError:
+    """Why an answer is none. `signed`: Label Studio itself has led here."""
     if status in (401, 403):
-        if trusted and with_token:
-            remedy = "Label Studio does not accept LABEL_STUDIO_API_KEY for this image"
-        elif trusted:
-            remedy = "set LABEL_STUDIO_API_KEY"
-        else:
-            remedy = "its server wants a sign-in that the backend has not; is LABEL_STUDIO_URL set?"
-        return ImageUnavailableError(f"its server refuses it ({status}); {remedy}")
+        return ImageUnavailableError(
+            f"its server refuses it ({status}); {_remedy(status, trusted, signed, with_token)}"
+        )
     if status in (404, 410):
         where = "Label Studio has no such file, or no storage connection for it" if trusted else "its server has none"
         return ImageUnavailableError(f"{where} ({status})")
+    if status == 424 and trusted:
+        return ImageUnavailableError(
+            "Label Studio cannot read it from its storage (424): check the storage's credentials in the project's "
+            "settings, under Cloud Storage"
+        )
     return ImageUnavailableError(f"its server answers {status}", temporary=status in _TEMPORARY)
+
+
+def _remedy(status: int, trusted: bool, signed: bool, with_token: bool) -> str:
+    if not trusted and signed:
+        return (
+            "Label Studio's storage connection may not read it: check its credentials in the project's settings, under "
+            "Cloud Storage"
+        )
+    if not trusted:
+        return "its server wants a sign-in that the backend has not; is LABEL_STUDIO_URL set?"
+    if not with_token:
+        return "set LABEL_STUDIO_API_KEY"
+    if status == 401:
+        return "Label Studio does not accept LABEL_STUDIO_API_KEY for this image"
+    return (
+        "the user of LABEL_STUDIO_API_KEY may not see it; files of a local storage also need "
+        "LOCAL_FILES_SERVING_ENABLED=true in Label Studio"
+    )
 
 
 def _header(response: httpcore.Response, name: str) -> str:

@@ -32,11 +32,10 @@ from PIL import Image
 
 from backend.cache_counts import CacheCounts
 from backend.disk_cache import DiskCache
-from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images.addresses import Origin, Resolver, resolve_name
 from backend.label_studio.images.cache import cache_key
-from backend.label_studio.images.decode import decode_image, displayed_size
-from backend.label_studio.images.download import Downloader
+from backend.label_studio.images.decode import PixelBudget, decode_image, displayed_size
+from backend.label_studio.images.download import Credentials, Downloader
 from backend.label_studio.images.errors import (
     ForbiddenAddressError,
     ImageAddressError,
@@ -51,6 +50,8 @@ LOCAL_FILES = "/data/local-files/"
 _CLOUD = ("s3", "s3s", "gs", "azure-blob", "azure_blob", "azure-spi", "dbx", "databricks")
 # Who replaces an image under its address is noticed after this time; Label Studio's own files never change.
 _MAX_AGE_S = 3600.0
+_MOST_ADDRESS_CHARS = 16_384
+"""Twice what servers take; only a data URL may be longer."""
 
 
 class _ImageSettings(Protocol):
@@ -143,32 +144,31 @@ class ImageFetcher:
 
     Args:
         config: limits and places.
-        authorization: gives the `Authorization` header for Label Studio, usually
-            `LabelStudioClient.authorization`; None: no token.
+        credentials: what opens Label Studio's own files, usually a `LabelStudioClient`; None: no token.
         resolver: how names are resolved.
     """
 
     def __init__(
         self,
         config: ImageConfig,
-        authorization: Callable[[], str | None] | None = None,
+        credentials: Credentials | None = None,
         *,
         resolver: Resolver = resolve_name,
     ) -> None:
         """Prepare; nothing is fetched yet."""
         self._config = config
-        self._authorization = authorization or (lambda: None)
         self._base = (config.label_studio_url or "").rstrip("/")
         self._cache = DiskCache(config.cache_dir, config.cache_bytes)
         self._downloader = Downloader(
             max_bytes=config.max_bytes,
             timeout_s=config.timeout_s,
             trusted=Origin.of(urlsplit(self._base)) if self._base else None,
-            token=self._token,
+            credentials=credentials,
             allow_private=config.allow_private_addresses,
             resolver=resolver,
             ssl_context=httpx.create_ssl_context(),
         )
+        self._pixel_budget = PixelBudget(config.max_pixels)
         # Pillow has one process-wide limit besides ours and nothing per image; ours decides.
         if Image.MAX_IMAGE_PIXELS is not None and config.max_pixels > Image.MAX_IMAGE_PIXELS:
             Image.MAX_IMAGE_PIXELS = config.max_pixels
@@ -189,7 +189,7 @@ class ImageFetcher:
             uri: what the task's data holds.
             task_id: the task, for addresses of cloud storage.
             project_id: the project, for the same where there is no task.
-            at_least_px: pixels that both sides must keep; a larger JPEG is then decoded smaller, which is faster.
+            at_least_px: pixels that both sides must keep; a large image may be given smaller then.
 
         Returns:
             The image as the annotator sees it.
@@ -207,6 +207,8 @@ class ImageFetcher:
 
     def _fetch(self, uri: str, task_id: int | None, project_id: int | None, at_least_px: int | None) -> FetchedImage:
         scheme = _scheme(uri)
+        if scheme != "data" and len(uri) > _MOST_ADDRESS_CHARS:
+            raise ImageAddressError(f"its address has {len(uri)} characters, more than {_MOST_ADDRESS_CHARS}")
         if scheme != "data":
             try:
                 urlsplit(uri)
@@ -241,7 +243,13 @@ class ImageFetcher:
         return FetchedImage(hashlib.sha256(data).hexdigest(), size_hw, lambda: image)
 
     def _pixels(self, data: bytes, at_least_px: int | None) -> Image.Image:
-        return decode_image(data, max_pixels=self._config.max_pixels, name="it", at_least_px=at_least_px)
+        return decode_image(
+            data,
+            max_pixels=self._config.max_pixels,
+            name="it",
+            at_least_px=at_least_px,
+            room=self._pixel_budget.room,
+        )
 
     def _decode_cached(
         self, data: bytes, size_hw: tuple[int, int], key: str, url: str, name: str, at_least_px: int | None
@@ -286,12 +294,6 @@ class ImageFetcher:
         if prefix and path.startswith(f"{prefix}/"):
             path = path[len(prefix) :]
         return f"{self._base}{path}", path.startswith("/data/upload/")
-
-    def _token(self) -> str | None:
-        try:
-            return self._authorization()
-        except LabelStudioError as error:
-            raise ImageUnavailableError(str(error), temporary=error.temporary) from None
 
     def _local_file(self, uri: str) -> bytes | None:
         """The bytes behind /data/local-files/?d=...; None where Label Studio must be asked."""
@@ -349,13 +351,22 @@ def _data_url(uri: str, max_bytes: int) -> bytes:
     # Four characters stand for three bytes, and percent signs only make it shorter.
     if len(payload) * (3 / 4 if is_base64 else 1 / 3) > max_bytes:
         raise ImageTooLargeError(f"it has more than the {max_bytes} bytes allowed (VLM_IMAGE_MAX_BYTES)")
-    raw = unquote_to_bytes(payload.encode("utf-8", "surrogatepass"))
+    raw = payload.encode("utf-8", "surrogatepass")
+    if b"%" in raw:
+        raw = unquote_to_bytes(raw)
     if is_base64:
-        try:
-            compact = b"".join(raw.split())
-            raw = base64.b64decode(compact + b"=" * (-len(compact) % 4), validate=True)
-        except binascii.Error:
-            raise ImageDecodeError("its base64 is broken") from None
+        raw = _base64(raw)
     if len(raw) > max_bytes:
         raise ImageTooLargeError(f"it has {len(raw)} bytes, more than the {max_bytes} allowed (VLM_IMAGE_MAX_BYTES)")
     return raw
+
+
+def _base64(text: bytes) -> bytes:
+    """Decode base64 with or without padding and line breaks."""
+    compact = text.translate(None, b" \t\r\n\f\v")
+    if len(compact) % 4:
+        compact += b"=" * (-len(compact) % 4)
+    try:
+        return base64.b64decode(compact, validate=True)
+    except binascii.Error:
+        raise ImageDecodeError("its base64 is broken") from None

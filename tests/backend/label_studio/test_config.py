@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -239,7 +240,7 @@ def test_what_is_left_alone_is_listed_with_its_reason(body: str, name: str, word
 def test_objects_that_cannot_be_read_are_left_alone() -> None:
     for image, words in (
         ('<Image name="image" valueList="$images"/>', "valueList"),
-        ('<Image name="image" value="http://host/$name.jpg"/>', "not one field"),
+        ('<Image name="image" value="http://host/one.jpg"/>', "names no field"),
     ):
         plan = parse_label_config(view(brush(A), image=image))
         assert plan.controls == ()
@@ -249,6 +250,31 @@ def test_objects_that_cannot_be_read_are_left_alone() -> None:
     )
     assert plan.controls == ()
     assert "only images" in plan.ignored[0].reason
+
+
+@pytest.mark.parametrize(
+    ("value", "data", "expected"),
+    [
+        ("http://host/$name", {"name": "a.png"}, "http://host/a.png"),
+        (
+            "$host/$folder.year/$name",
+            {"host": "s3://b", "folder": {"year": 2026}, "name": "a.png"},
+            "s3://b/2026/a.png",
+        ),
+        ("http://host/?id=$ids[1]&x=1", {"ids": [3, 4]}, "http://host/?id=4&x=1"),
+        # as in the editor, a dot after a field is part of its path
+        ("http://host/$name.jpg", {"name": "a"}, None),
+        ("http://host/$name.jpg", {"name": {"jpg": "a.jpg"}}, "http://host/a.jpg"),
+        ("$host/$name", {"host": "http://host"}, None),
+        ("$host/$name", {"host": "http://host", "name": ""}, None),
+        ("$host/$name", {"host": "http://host", "name": ["a"]}, None),
+        ("$host/$name", {"host": "$name", "name": "a"}, "$name/a"),
+    ],
+)
+def test_an_address_may_be_put_together_from_fields(value: str, data: dict[str, Any], expected: str | None) -> None:
+    image = f'<Image name="image" value="{value.replace("&", "&amp;")}"/>'
+    (control,) = parse_label_config(view(brush(A), image=image)).controls
+    assert control.image_uri(data) == expected
 
 
 def test_what_is_repeated_by_the_task_s_data_is_left_alone_and_the_rest_is_not() -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import io
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from backend.label_studio.images.decode import decode_image, displayed_size
+from backend.label_studio.images.decode import PixelBudget, decode_image, displayed_size
 from backend.label_studio.images.errors import ImageDecodeError, ImageError, ImageTooLargeError
+from vlm_core import pictures
+from vlm_core.pictures import to_rgb
 
 
 def encoded(image: Image.Image, file_format: str = "PNG", **options: Any) -> bytes:
@@ -89,6 +94,33 @@ def test_of_several_frames_the_first_is_taken() -> None:
         assert red > 200 > 60 > blue
 
 
+def test_all_orientations_are_applied() -> None:
+    """Every way in which a camera may have stored an upright picture gives that picture back."""
+    upright = Image.new("RGB", (32, 16), "white")
+    for box, colour in (((0, 0, 16, 8), "red"), ((16, 0, 32, 8), "lime"), ((0, 8, 16, 16), "blue")):
+        upright.paste(colour, box)
+    turn = Image.Transpose
+    # EXIF: where row 0 and column 0 of what is stored lie in what is seen.
+    stored = {
+        1: upright,
+        2: upright.transpose(turn.FLIP_LEFT_RIGHT),
+        3: upright.transpose(turn.ROTATE_180),
+        4: upright.transpose(turn.FLIP_TOP_BOTTOM),
+        5: upright.transpose(turn.TRANSPOSE),
+        6: upright.transpose(turn.ROTATE_90),
+        7: upright.transpose(turn.TRANSVERSE),
+        8: upright.transpose(turn.ROTATE_270),
+    }
+    for orientation, image in stored.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for file_format in ("JPEG", "PNG", "TIFF"):
+            got = decoded(encoded(image, file_format, exif=exif))
+            assert got.size == (32, 16), (orientation, file_format)
+            different = np.abs(np.asarray(got).astype(int) - np.asarray(upright)).max(axis=2) > 80
+            assert different.mean() < 0.1, (orientation, file_format)
+
+
 def test_orientation_is_applied() -> None:
     # upright: red left, blue right; stored turned by a quarter, which orientation 6 undoes
     upright = Image.new("RGB", (16, 8), "red")
@@ -141,8 +173,16 @@ def test_too_many_pixels_are_refused_before_they_are_read() -> None:
     ("data", "words"),
     [
         (b"", "empty"),
-        (b"<html></html>", "3c 68 74 6d 6c"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "not an image of a known format"),
+        (b"abcdefghij", "not an image of a known format .first bytes 61 62 63 64 65 66 67 68"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><html>", "a web page"),
+        (b"<html></html>", "a web page"),
+        (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a drawing"),
+        (b'{"detail": "Not found."}', "JSON"),
+        (b"%PDF-1.7", "PDF"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC"),
+        (b"\0\0\0\x18ftypisom\0\0\0\0isomavc1", "a video"),
+        (bytes(128) + b"DICM" + bytes(9), "DICOM"),
         (encoded(Image.new("RGB", (50, 50)))[:60], "broken"),
         (encoded(Image.effect_noise((60, 60), 50), "JPEG")[:700], "broken"),
     ],
@@ -235,3 +275,79 @@ def test_the_displayed_size_is_that_of_the_decoded_image(orientation: int, file_
     data = encoded(Image.new("RGB", (30, 20)), file_format, exif=exif)
     image = decode_image(data, max_pixels=1000, name="picture")
     assert displayed_size(data, max_pixels=1000, name="picture") == (image.height, image.width)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16", "I", "F", "CMYK", "1"])
+def test_large_pictures_are_converted_in_parts_to_the_same(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    levels = {"I;16": np.uint16, "I": np.int32, "F": np.float32}
+    if mode in levels:
+        image = Image.fromarray((rng.random((50, 40)) * 60000 - (0 if mode == "I;16" else 9)).astype(levels[mode]))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (50, 40, 4), dtype=np.uint8)).convert(mode)
+    assert image.mode == mode
+    if mode == "P":
+        image.info["transparency"] = 3
+    whole = to_rgb(image)
+    monkeypatch.setattr(pictures, "_BAND_PIXELS", 130)  # bands of three rows, and a last one of two
+    assert to_rgb(image).tobytes() == whole.tobytes()
+
+
+def test_a_large_picture_that_is_no_jpeg_is_given_smaller() -> None:
+    image = photograph(2400, 1800)
+    data = encoded(image, "PNG")
+    for at_least_px, expected in ((None, (2400, 1800)), (901, (2400, 1800)), (900, (1200, 900)), (600, (800, 600))):
+        got = decode_image(data, max_pixels=10**7, name="picture", at_least_px=at_least_px)
+        assert got.size == expected
+    assert displayed_size(data, max_pixels=10**7, name="picture") == (1800, 2400)
+    small, whole = (np.asarray(item.resize((150, 150), 2), np.float32) for item in (got, image))
+    assert np.abs(small - whole).mean() < 0.5
+
+
+def test_no_more_pixels_are_decoded_at_once_than_there_is_room_for() -> None:
+    budget, inside, most = PixelBudget(100), 0, 0
+    lock, order = threading.Lock(), []
+
+    def decode(pixels: int) -> None:
+        nonlocal inside, most
+        with budget.room(pixels):
+            with lock:
+                inside += min(pixels, 100)
+                most = max(most, inside)
+                order.append(pixels)
+            time.sleep(0.001)
+            with lock:
+                inside -= min(pixels, 100)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(decode, [30, 60, 250, 10, 100, 1] * 10))
+    assert 60 <= most <= 100
+    assert len(order) == 60
+
+
+def test_small_pictures_do_not_keep_a_large_one_waiting() -> None:
+    budget, done = PixelBudget(100), []
+    large_waits = threading.Event()
+
+    def large() -> None:
+        large_waits.set()
+        with budget.room(100):
+            done.append("large")
+
+    def small() -> None:
+        with budget.room(10):
+            done.append("small")
+
+    with budget.room(10):
+        threads = [threading.Thread(target=large)]
+        threads[0].start()
+        large_waits.wait(10)
+        deadline = time.monotonic() + 10
+        while not budget._entrance.locked():
+            assert time.monotonic() < deadline
+        threads += [threading.Thread(target=small) for _ in range(4)]
+        for thread in threads[1:]:
+            thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert done == ["large"] + ["small"] * 4

@@ -8,6 +8,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioAuthError
 from backend.label_studio.images import (
     FetchedImage,
@@ -31,6 +33,7 @@ from backend.label_studio.images import (
 )
 from backend.label_studio.images.addresses import refusal
 from backend.settings import Settings
+from tests.backend.label_studio.conftest import FakeLabelStudio
 
 SECRET = "Token 0123456789abcdef0123456789abcdef01234567"
 
@@ -41,13 +44,26 @@ def png(width: int = 6, height: int = 4, colour: str = "red") -> bytes:
     return file.getvalue()
 
 
+class FixedToken:
+    """Credentials that cannot be renewed."""
+
+    def __init__(self, token: str | None) -> None:
+        self.token = token
+
+    def authorization(self) -> str | None:
+        return self.token
+
+    def renew_authorization(self, refused: str) -> bool:
+        return False
+
+
 @pytest.fixture
 def make(tmp_path: Path) -> Callable[..., ImageFetcher]:
     def make(token: str | None = SECRET, resolver: Any = None, **config: Any) -> ImageFetcher:
         config.setdefault("cache_dir", tmp_path / "cache")
         config.setdefault("timeout_s", 10.0)
         extra = {} if resolver is None else {"resolver": resolver}
-        return ImageFetcher(ImageConfig(**config), lambda: token, **extra)
+        return ImageFetcher(ImageConfig(**config), FixedToken(token), **extra)
 
     return make
 
@@ -287,8 +303,9 @@ def test_a_name_that_is_resolved_too_slowly_is_given_up(web: Any, make: Any) -> 
     ("status", "words", "temporary"),
     [
         (401, "does not accept LABEL_STUDIO_API_KEY", False),
-        (403, "does not accept LABEL_STUDIO_API_KEY", False),
+        (403, "may not see it.*LOCAL_FILES_SERVING_ENABLED", False),
         (404, "no such file", False),
+        (424, "check the storage's credentials", False),
         (429, "answers 429", True),
         (500, "answers 500", True),
         (503, "answers 503", True),
@@ -310,11 +327,72 @@ def test_a_missing_token_is_the_remedy(web: Any, make: Any) -> None:
     assert "authorization" not in web.requests[0][2]
 
 
-def test_a_token_that_cannot_be_exchanged_is_an_image_error(web: Any, tmp_path: Path) -> None:
-    def refuse() -> str:
-        raise LabelStudioAuthError("no longer valid")
+def checks_token(web: Any, label_studio: FakeLabelStudio, path: str, body: bytes) -> None:
+    """Let the server answer a path as Label Studio does: only with a token that is good now."""
 
-    fetcher = ImageFetcher(ImageConfig(cache_dir=tmp_path, label_studio_url=web.url), refuse)
+    def behaviour(handler: BaseHTTPRequestHandler) -> None:
+        good = handler.headers.get("Authorization", "").removeprefix("Bearer ") in label_studio.good_access
+        handler.send_response(200 if good else 401)
+        handler.end_headers()
+        handler.wfile.write(body if good else b"{}")
+
+    web.routes[path] = behaviour
+
+
+def personal_fetcher(web: Any, label_studio: FakeLabelStudio, tmp_path: Path, **config: Any) -> ImageFetcher:
+    client = LabelStudioClient(web.url, label_studio.PERSONAL, transport=label_studio.transport)
+    return ImageFetcher(ImageConfig(cache_dir=tmp_path, label_studio_url=web.url, cache_bytes=0, **config), client)
+
+
+def test_a_token_that_is_refused_early_is_renewed(web: Any, label_studio: FakeLabelStudio, tmp_path: Path) -> None:
+    """As when Label Studio was restarted with another key, long before the token's time is over."""
+    checks_token(web, label_studio, "/data/upload/a.png", png())
+    fetcher = personal_fetcher(web, label_studio, tmp_path)
+    fetcher.fetch("/data/upload/a.png")
+    fetcher.fetch("/data/upload/a.png")
+    assert (len(web.requests), label_studio.refreshes) == (2, 1)
+    label_studio.expire()
+    assert fetcher.fetch("/data/upload/a.png").size_hw == (4, 6)
+    assert (len(web.requests), label_studio.refreshes) == (4, 2)
+
+
+def test_threads_whose_token_is_refused_renew_it_once(web: Any, label_studio: FakeLabelStudio, tmp_path: Path) -> None:
+    checks_token(web, label_studio, "/data/upload/a.png", png())
+    fetcher = personal_fetcher(web, label_studio, tmp_path)
+    fetcher.fetch("/data/upload/a.png")
+    label_studio.expire()
+    with ThreadPoolExecutor(8) as pool:
+        sizes = list(pool.map(lambda _: fetcher.fetch("/data/upload/a.png").size_hw, range(8)))
+    assert sizes == [(4, 6)] * 8
+    assert label_studio.refreshes == 2
+
+
+def test_a_token_that_is_refused_when_new_is_named(web: Any, label_studio: FakeLabelStudio, tmp_path: Path) -> None:
+    web.serve("/data/upload/a.png", b"", 401)
+    with pytest.raises(ImageUnavailableError, match="does not accept LABEL_STUDIO_API_KEY"):
+        personal_fetcher(web, label_studio, tmp_path).fetch("/data/upload/a.png")
+    assert (len(web.requests), label_studio.refreshes) == (2, 2)
+
+
+def test_a_renewed_token_stays_with_label_studio(
+    web: Any, other_web: Any, label_studio: FakeLabelStudio, tmp_path: Path
+) -> None:
+    other_web.serve("/a.png", b"", 401)
+    web.redirect("/tasks/7/presign/", f"{other_web.url}/a.png?X-Amz-Signature=abc", 303)
+    fetcher = personal_fetcher(web, label_studio, tmp_path, allow_private_addresses=True)
+    with pytest.raises(ImageUnavailableError, match=r"storage connection may not read it.*Cloud Storage"):
+        fetcher.fetch("s3://bucket/a.png", task_id=7)
+    assert len(other_web.requests) == 1
+    assert "authorization" not in other_web.requests[0][2]
+    assert label_studio.refreshes == 1
+
+
+def test_a_token_that_cannot_be_exchanged_is_an_image_error(web: Any, tmp_path: Path) -> None:
+    class Revoked(FixedToken):
+        def authorization(self) -> str:
+            raise LabelStudioAuthError("no longer valid")
+
+    fetcher = ImageFetcher(ImageConfig(cache_dir=tmp_path, label_studio_url=web.url), Revoked(None))
     with pytest.raises(ImageUnavailableError, match="no longer valid"):
         fetcher.fetch("/a.png")
 
@@ -334,6 +412,7 @@ def test_a_token_that_cannot_be_exchanged_is_an_image_error(web: Any, tmp_path: 
         ("http://host:99999/a.png", "not an http address"),
         ("http://host:port/a.png", "not an http address"),
         ("data:image/png", "without a comma"),
+        ("http://host/" + "a" * 20_000, "20012 characters"),
     ],
 )
 def test_addresses_that_name_nothing(uri: Any, words: str, make: Any) -> None:
