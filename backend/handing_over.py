@@ -91,7 +91,7 @@ class HandingOver:
         project_id: int,
         label_config: str,
         deadline: Deadline,
-        context: Mapping[str, Any] | None = None,
+        context: object = None,
     ) -> Answer:
         """As `backend.predictor.Predictor.predict`; with a context nothing is handed over, for Label Studio stores
         nothing then."""

@@ -135,8 +135,9 @@ class ExtraParams:
             kept = {"extra_params": _own_part(value)}
         except _UnusableError as error:
             kept = {"unusable": str(error)}
-        if kept != self._read(project_id):
-            path = self._path(project_id)
+        path = self._path(project_id)
+        # Also where there are none: from then on the project is known, see `training_jobs.reconcile`.
+        if kept != self._read(project_id) or not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             atomic.write_json(path, kept)
         return _usable(kept)

@@ -231,6 +231,13 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("VLM_TRAIN_MIN_ANNOTATIONS"),
         description="New annotations that an automatic training needs; the button always trains.",
     )
+    reconcile_s: float = Field(
+        300.0,
+        ge=0,
+        le=7 * 24 * 3600,
+        validation_alias=AliasChoices("VLM_RECONCILE_S"),
+        description="Seconds between two looks of the worker for annotations of which no webhook has told. 0: none.",
+    )
     train_timeout_s: int = Field(
         3600,
         ge=1,

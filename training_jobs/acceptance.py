@@ -15,6 +15,7 @@ from typing import Any
 from backend.acceptance import AcceptanceReading, AcceptanceStore
 from backend.label_studio.config import PredictionPlan
 from backend.label_studio.truth import annotations_that_count
+from training_jobs.annotation_state import Stamps, stamps_of
 from training_jobs.corrections import Json, TaskSource
 
 log = logging.getLogger(__name__)
@@ -61,7 +62,7 @@ class AcceptanceNotes:
 
 def note_acceptance(
     client: TaskSource, project_id: int, plan: PredictionPlan, data_dir: Path, on_task: Callable[[], Any]
-) -> None:
+) -> dict[str, Stamps]:
     """Read all annotations of a project for their acceptance alone.
 
     Args:
@@ -71,11 +72,17 @@ def note_acceptance(
         data_dir: of the settings.
         on_task: called once a task, for progress; raises to give up.
 
+    Returns:
+        The annotations that were read, by task; see `training_jobs.annotation_state`.
+
     Raises:
         LabelStudioError: Label Studio does not answer, or refuses.
     """
+    read: dict[str, Stamps] = {}
     notes = AcceptanceNotes(data_dir, project_id, plan)
     for task in client.tasks(project_id, only_annotated=True):
         on_task()
+        read[str(task["id"])] = stamps_of(task)
         notes.see(task, annotations_that_count(task, Counter()))
     notes.keep()
+    return read

@@ -31,6 +31,7 @@ from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.prediction_plan import Shape
 from backend.label_studio.truth import Vote, agreed, annotations_that_count, changed_at, read_drawing
+from training_jobs.annotation_state import Stamps, stamps_of
 from training_jobs.label_history import LabelHistory
 
 BoolMask = NDArray[np.bool_]
@@ -134,6 +135,7 @@ class Corrections:
         stamps: per annotation that could be read (as a string) when it was changed: what "new" is measured against.
         away: images that failed for a reason that may pass.
         newest: when the annotation that was changed last was changed; "" without any.
+        tasks: per task the stamps of all its annotations, of those too that could not be learned from.
     """
 
     images: list[CorrectedImage] = field(default_factory=list)
@@ -142,6 +144,7 @@ class Corrections:
     stamps: dict[str, str] = field(default_factory=dict)
     away: int = 0
     newest: str = ""
+    tasks: dict[str, Stamps] = field(default_factory=dict)
 
     def all_counts(self) -> dict[str, int]:
         """The counts with the number of images."""
@@ -195,6 +198,7 @@ def read_corrections(
     latest: dict[str, tuple[str, CorrectedImage]] = {}
     for task in client.tasks(project_id, only_annotated=True):
         corrections.counts["tasks"] += 1
+        corrections.tasks[str(task["id"])] = stamps_of(task)
         annotations = _counting(task, corrections)
         on_task(task, annotations)
         for control in _one_per_image(plan):

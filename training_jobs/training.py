@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from backend.settings import Settings
 from backend.versions import FencedError, StoredVersion, VersionStore
 from training_jobs import split
 from training_jobs.acceptance import AcceptanceNotes, note_acceptance
+from training_jobs.annotation_state import Mark, Reading, Stamps
 from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
@@ -64,7 +65,7 @@ def connect(settings: Settings) -> tuple[LabelStudioClient, ImageFetcher]:
     client = LabelStudioClient(
         settings.label_studio_url, settings.label_studio_token, timeout_s=settings.label_studio_timeout_s
     )
-    return client, ImageFetcher(ImageConfig.from_settings(settings), client.authorization)
+    return client, ImageFetcher(ImageConfig.from_settings(settings), client)
 
 
 def recipe_config(settings: Settings) -> FinetuneConfig:
@@ -98,7 +99,7 @@ def train_version(
     Args:
         project_id: Label Studio's id.
         settings: of the worker.
-        client: a `LabelStudioClient` or something with its `project` and `tasks`.
+        client: a `LabelStudioClient` or something with its `project`, `tasks` and `newest_annotated`.
         fetcher: of images.
         token: fencing token, taken when the job began.
         forced: train even where nothing is new.
@@ -114,14 +115,45 @@ def train_version(
     config = config or recipe_config(settings)
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
+    directory = store.project_dir(project_id)
+    mark = Mark.of(client, project_id)
     if not _names(plan):
-        note_acceptance(client, project_id, plan, settings.data_dir, lambda: report("reading annotations", 0.5, None))
+        read = note_acceptance(
+            client, project_id, plan, settings.data_dir, lambda: report("reading annotations", 0.5, None)
+        )
+        _keep_reading(directory, project_id, mark, read)
         return Result("nothing to learn", "the labelling config has no label of masks, boxes or outlines to learn")
     report("reading corrections", 0.0, None)
-    directory = store.project_dir(project_id)
     acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
     corrections = _read_corrections(client, fetcher, project_id, plan, directory, report, acceptance)
     acceptance.keep()
+    result = _learn(project_id, settings, store, plan, corrections, token, forced, report, config)
+    _keep_reading(directory, project_id, mark, corrections.tasks)
+    return result
+
+
+def _keep_reading(directory: Path, project_id: int, mark: Mark, tasks: Mapping[str, Stamps]) -> None:
+    """Note which annotations were read, so that the reconcile job asks for the rest only."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        Reading(mark, {task: stamps for task, stamps in tasks.items() if stamps}).keep(directory)
+    except OSError as error:  # costs the reconcile job a question, and must not turn a published version into a failure
+        log.error("project=%d what was read could not be noted: %s", project_id, error)
+
+
+def _learn(
+    project_id: int,
+    settings: Settings,
+    store: VersionStore,
+    plan: PredictionPlan,
+    corrections: Corrections,
+    token: int,
+    forced: bool,
+    report: Report,
+    config: FinetuneConfig,
+) -> Result:
+    """Train on what was read, and publish what is better; arguments and errors as of `train_version`."""
+    directory = store.project_dir(project_id)
     counts, last = corrections.all_counts(), directory / "last_training.json"
     fingerprint = corrections.fingerprint(plan.hash_payload(), settings.checkpoint, config.model_dump(mode="json"))
     too_early = _too_early(corrections, last, fingerprint, settings.train_min_annotations, forced)

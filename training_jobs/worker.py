@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import signal
 import socket
@@ -31,19 +32,21 @@ from rq.job import Job
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
-from backend import prelabel_queue
 from backend.prelabel_queue import PrelabelQueue
 from backend.queue import TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
-from training_jobs import jobs, prelabel
 from training_jobs.errors import ProcessEndedError
 from training_jobs.jobs import FORESEEN
+from training_jobs.reconcile import plan_reconcile, reconcile_queue
 
 log = logging.getLogger(__name__)
 
 _MAINTENANCE_S = 60
+_RQ_SLACK_S = 15
+"""An idle worker waits for a job so much shorter than its `worker_ttl`, and looks after things only then."""
+
 _SIGN_OF_LIFE_S = 30
 _REDIS_TRIES = 12
 """Of each command: a Redis that restarts within 13 seconds is not noticed."""
@@ -56,6 +59,14 @@ class TrainingWorker(Worker):
     """RQ's forking worker that gives a running job back when it is asked to end."""
 
     _interrupted = False
+    settings: Settings | None = None
+    """Of the worker; None queues no run of the reconcile job."""
+
+    def run_maintenance_tasks(self) -> None:
+        """What RQ does about once a minute, also between jobs."""
+        super().run_maintenance_tasks()  # type: ignore[no-untyped-call]  # RQ leaves it untyped
+        if self.settings is not None:
+            plan_reconcile(self.connection, self.settings)
 
     @property
     def asked_to_end(self) -> bool:
@@ -97,8 +108,8 @@ class TrainingWorker(Worker):
             ended = ProcessEndedError(
                 f"the job's process ended unexpectedly{how}. SIGKILL is most often the system's, for want of memory"
             )
-            job_failed = prelabel.on_failure if job.origin == prelabel_queue.QUEUE_NAME else jobs.on_failure
-            job_failed(job, self.connection, type(ended), ended)
+            if job.failure_callback is not None:  # RQ itself does not call it for a process that was killed
+                job.failure_callback(job, self.connection, type(ended), ended, None)
 
     def end_horse(self) -> None:
         """End the process of a job that this worker can no longer look after."""
@@ -134,18 +145,24 @@ def _work(connection: redis.Redis, settings: Settings, queues: Sequence[str], *,
     """Work with one connection; returns whether the worker has ended as it should."""
     training, prelabelling = TrainingQueue(connection, timeout_s=settings.train_timeout_s), PrelabelQueue(connection)
     by_name = {"training": training.rq, "prelabel": prelabelling.rq}
+    reconciles = "training" in queues and not burst
     try:
         recover(training, prelabelling)
+        if reconciles:
+            plan_reconcile(connection, settings, at_start=True)
     except redis.RedisError:
         return False
+    pause_s = math.ceil(max(1, min(_MAINTENANCE_S, settings.reconcile_s or _MAINTENANCE_S)))
     worker = TrainingWorker(
-        [by_name[name] for name in queues],
+        [*([reconcile_queue(connection)] if "training" in queues else []), *(by_name[name] for name in queues)],
         connection=connection,
         serializer=JSONSerializer,
-        maintenance_interval=_MAINTENANCE_S,
+        maintenance_interval=pause_s,
+        worker_ttl=pause_s + _RQ_SLACK_S,
         job_monitoring_interval=_SIGN_OF_LIFE_S,
         log_job_description=False,
     )
+    worker.settings = settings if reconciles else None
     with contextlib.suppress(redis.RedisError):  # of its signing off
         # The scheduler is what brings back jobs that wait for another attempt.
         worker.work(burst=burst, with_scheduler=True, logging_level=None)

@@ -47,6 +47,7 @@ class LabelStudio:
         self.images: dict[int, bytes] = {}
         self.annotations: dict[int, list[Json]] = {}
         self.predictions: dict[int, list[Json]] = {}
+        self.updated_at: dict[int, str] = {}
         self.failing: set[int] = set()
         self.status = 200
         self.url = ""
@@ -55,8 +56,12 @@ class LabelStudio:
         self.free = threading.Event()
         """Tasks are answered while it is set, as it is at first."""
         self.free.set()
+        self.backends: list[Json] = []
+        """The project's connections."""
         self.backends_listed = 0
-        """How often the project's connections were asked for; there are none."""
+        """How often they were asked for."""
+        self.calls: list[str] = []
+        """Paths that were asked for, in order."""
         self._next = 100
 
     def add_task(self, image: NDArray[np.uint8]) -> int:
@@ -66,7 +71,25 @@ class LabelStudio:
         Image.fromarray(image).save(buffer, "PNG")
         self.images[task_id] = buffer.getvalue()
         self.annotations[task_id] = []
+        self.touch(task_id)
         return task_id
+
+    def touch(self, task_id: int) -> None:
+        """What Label Studio does to a task whose annotations or predictions change."""
+        self._next += 1
+        self.updated_at[task_id] = f"2026-01-01T00:00:00.{self._next:06d}Z"
+
+    def change(self, annotation: Json) -> None:
+        """Submit an annotation again."""
+        task_id = next(task_id for task_id, found in self.annotations.items() if annotation in found)
+        self.touch(task_id)
+        annotation["updated_at"] = self.updated_at[task_id]
+
+    def delete(self, annotation: Json) -> None:
+        """Delete an annotation."""
+        task_id = next(task_id for task_id, found in self.annotations.items() if annotation in found)
+        self.annotations[task_id].remove(annotation)
+        self.touch(task_id)
 
     def annotate(self, task_id: int, result: Sequence[Mapping[str, Any]], **fields: Any) -> Json:
         """Add an annotation with the next id and a later time than all before."""
@@ -81,6 +104,7 @@ class LabelStudio:
             **fields,
         }
         self.annotations[task_id].append(annotation)
+        self.updated_at[task_id] = annotation["updated_at"]
         return annotation
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> tuple[int, str, bytes]:
@@ -91,25 +115,9 @@ class LabelStudio:
             return _json({"id": self.project_id, "label_config": self.config})
         if path.rstrip("/") == "/api/ml":
             self.backends_listed += 1
-            return _json([])
+            return _json(self.backends)
         if path == "/api/tasks/":
-            self.asked.set()
-            self.free.wait(60)
-            size, page = int(query["page_size"][0]), int(query["page"][0])
-            tasks = [
-                {
-                    "id": number,
-                    "data": {"image": f"/data/upload/{number}.png"},
-                    "annotations": found,
-                    "predictions": self.predictions.get(number, []),
-                }
-                for number, found in self.annotations.items()
-                if found
-            ]
-            chosen = tasks[size * (page - 1) : size * page]
-            if page > 1 and not chosen:
-                return 404, "application/json", b"{}"
-            return _json({"tasks": chosen, "total": len(tasks)})
+            return self._tasks(query)
         if path.startswith("/data/upload/"):
             number = int(path.rsplit("/", 1)[1].removesuffix(".png"))
             if number in self.failing:
@@ -120,6 +128,33 @@ class LabelStudio:
     def accept(self, path: str, body: Any) -> tuple[int, str, bytes]:
         """Status, media type and body for a POST; this one takes nothing."""
         return 404, "application/json", b'{"detail": "Not found."}'
+
+    def _tasks(self, query: Mapping[str, list[str]]) -> tuple[int, str, bytes]:
+        with_annotations = query.get("fields") == ["all"]
+        if with_annotations:
+            self.asked.set()
+            self.free.wait(60)
+        size, page = int(query["page_size"][0]), int(query.get("page", ["1"])[0])
+        tasks: list[Json] = []
+        total = 0
+        for number, found in self.annotations.items():
+            counted = sum(not item.get("was_cancelled") for item in found)
+            if not counted:
+                continue
+            total += counted
+            task = {
+                "id": number,
+                "data": {"image": f"/data/upload/{number}.png"},
+                "updated_at": self.updated_at[number],
+            }
+            drawn = {"annotations": found, "predictions": self.predictions.get(number, [])}
+            tasks.append({**task, **drawn} if with_annotations else task)
+        if json.loads(query["query"][0]).get("ordering") == ["-tasks:updated_at"]:
+            tasks.sort(key=lambda task: str(task["updated_at"]), reverse=True)
+        chosen = tasks[size * (page - 1) : size * page]
+        if page > 1 and not chosen:
+            return 404, "application/json", b"{}"
+        return _json({"tasks": chosen, "total": len(tasks), "total_annotations": total})
 
 
 def _json(value: Any) -> tuple[int, str, bytes]:
@@ -135,6 +170,7 @@ def serve(label_studio: LabelStudio) -> Iterator[LabelStudio]:
 
         def do_GET(self) -> None:
             parts = urlsplit(self.path)
+            label_studio.calls.append(parts.path)
             if self.headers.get("Authorization") != f"Token {TOKEN}":
                 status, media_type, body = 401, "application/json", b'{"detail": "Invalid token."}'
             else:
