@@ -176,8 +176,8 @@ def test_only_tasks_that_changed_since_the_last_reading_are_read(
     label_studio.touch(1)
     label_studio.calls.clear()
     assert run() == Found(unchanged=1)
-    # The mark, the task that was touched, and the newest of those that were not.
-    assert label_studio.calls == ["/api/tasks/"] * 3
+    # The mark, the task that was touched, the newest of the last reading, and one that is older.
+    assert label_studio.calls == ["/api/tasks/"] * 4
 
 
 def test_a_project_without_annotations_or_labels_to_learn_is_left_alone(
@@ -298,7 +298,7 @@ def test_nothing_is_planned_where_nothing_can_be_found(
 def test_a_worker_trains_what_no_webhook_told_and_then_rests(checkpoint: Path, tmp_path: Path) -> None:
     settings = Settings(checkpoint=str(checkpoint), data_dir=tmp_path, device="cpu")
     know(settings)
-    history, store = JobHistory(tmp_path), VersionStore(tmp_path)
+    history = JobHistory(tmp_path)
     with serve(corrected_project(24)) as label_studio:
         label_studio.backends = [OURS]
         worker = start_worker(settings, label_studio.url, VLM_RECONCILE_S="1")
@@ -311,7 +311,7 @@ def test_a_worker_trains_what_no_webhook_told_and_then_rests(checkpoint: Path, t
             label_studio.delete(label_studio.annotations[5][0])
             until(lambda: len(history.list(7)) == 2, "the deletion was found", 120)
             assert history.list(7)[0].counts["images"] == 23
-            assert store.numbers(7) == (1, 2)
+            assert history.list(7)[0].requested == REASON
         finally:
             worker.terminate()
             assert worker.wait(20) == 0
