@@ -55,6 +55,21 @@ FAILURE_TTL_S = 30 * 24 * 3600
 _WAITING = frozenset({"created", "queued", "scheduled", "deferred", "rate_limited"})
 _RUNNING = frozenset({"started"})
 
+_COUNT = """
+local job = redis.call('GET', KEYS[1])
+local status = job and redis.call('HGET', ARGV[1] .. job, 'status')
+for i = 4, #ARGV do
+    if ARGV[i] == status then
+        redis.call('INCR', KEYS[2])
+        redis.call('SADD', KEYS[4], ARGV[2])
+        if ARGV[3] == '1' then redis.call('SET', KEYS[3], 1) end
+        return {job, status}
+    end
+end
+return nil
+"""
+"""Count a request where the project's job waits or runs; returns the job and RQ's status of it."""
+
 State = Literal["queued", "running", "retrying"]
 
 
@@ -152,6 +167,7 @@ class TrainingQueue:
         self._redis = connection
         self._timeout_s = timeout_s
         self.rq = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
+        self._count = connection.register_script(_COUNT)
 
     def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
         """Ask for one training of the project that sees everything saved until now.
@@ -168,26 +184,31 @@ class TrainingQueue:
             raise ValueError(f"project id {project_id!r}: Label Studio's ids are integers from 1 on")
         keys = _Keys(project_id)
         while True:
+            # Mostly there is a job. Then this is all: Label Studio's annotators wait for it, and each round trip to
+            # Redis costs a turn at the interpreter's lock, for which predictions compete.
+            counted = self._count(
+                keys=[keys.job, keys.requested, keys.forced, _PROJECTS],
+                args=[Job.key_for(""), project_id, int(reason == START_TRAINING), *_WAITING, *_RUNNING],
+            )
+            if counted is not None:
+                job_id, status = (str(_text(item)) for item in counted)
+                return RequestOutcome(job_id, "already queued" if status in _WAITING else "will follow")
             with self._redis.pipeline() as pipe:
                 try:
                     pipe.watch(keys.job)
                     job_id, status = self._status(pipe, keys)
+                    if job_id is not None and status in _WAITING | _RUNNING:
+                        continue
                     pipe.multi()
                     pipe.incr(keys.requested)
                     pipe.sadd(_PROJECTS, project_id)
                     if reason == START_TRAINING:
                         pipe.set(keys.forced, 1)
-                    if job_id is None or status not in _WAITING | _RUNNING:
-                        job_id = self._enqueue(pipe, keys, reason)
-                        outcome = RequestOutcome(job_id, "queued")
-                    elif status in _WAITING:
-                        outcome = RequestOutcome(job_id, "already queued")
-                    else:
-                        outcome = RequestOutcome(job_id, "will follow")
+                    job_id = self._enqueue(pipe, keys, reason)
                     pipe.execute()
-                except redis.WatchError:  # the job began, ended or was replaced meanwhile: look again
+                except redis.WatchError:  # another request was faster, or a job has just ended: look again
                     continue
-                return outcome
+                return RequestOutcome(job_id, "queued")
 
     def begin(self, project_id: int, job_id: str) -> Begun | None:
         """Called by the job before it reads anything: from here on requests are not covered by it.

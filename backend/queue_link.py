@@ -34,6 +34,8 @@ class QueueLink(Generic[Q]):
         self._connect = connect
         self._queue: Q | None = None
         self._lock = threading.Lock()
+        self._down = False
+        self._trying = threading.Lock()
 
     def call(self, work: Callable[[Q], T]) -> T:
         """Do something with the queue.
@@ -41,12 +43,29 @@ class QueueLink(Generic[Q]):
         Raises:
             QueueUnavailableError: Redis is down.
         """
+        if not self._down:
+            return self._try(work)
+        # One at a time finds out whether it is back; a hundred events a second need not all wait for that.
+        if not self._trying.acquire(blocking=False):
+            raise QueueUnavailableError
+        try:
+            return self._try(work)
+        finally:
+            self._trying.release()
+
+    def _try(self, work: Callable[[Q], T]) -> T:
         try:
             with self._lock:
                 if self._queue is None:
                     self._queue = self._connect()
                 queue = self._queue
-            return work(queue)
+            result = work(queue)
         except (redis.RedisError, VLMError, OSError) as error:
-            log.error("the job queue cannot be reached: %s: %s", type(error).__name__, error)
+            if not self._down:  # once, not with every event
+                log.error("the job queue cannot be reached: %s: %s", type(error).__name__, error)
+            self._down = True
             raise QueueUnavailableError from error
+        if self._down:
+            log.info("the job queue is back")
+        self._down = False
+        return result

@@ -17,6 +17,7 @@ from backend.demo.project import label_config, png
 from vlm_core.demo.scenes import generate_scene
 
 PROJECT = "1.1700000000"
+ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
@@ -30,6 +31,7 @@ def running_backend(checkpoint: str) -> Iterator[tuple[httpx.Client, Child]]:
             VLM_DATA_DIR=f"{folder}/data",
             VLM_HOST="127.0.0.1",
             PORT=str(port),
+            PYTHONPATH=str(ROOT),  # the code beside this file, whatever is installed
         )
         argv = [sys.executable, "-m", "backend.cli", "serve"]
         child = supervisor.start("backend", argv, env=environment, cwd=Path(folder), remedy="See its log.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image
 
 from vlm_core.errors import DataError
 
@@ -21,6 +21,16 @@ FORMATS = (
     "JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "DIB", "TIFF", "JPEG2000", "PPM", "TGA", "ICO", "ICNS", "QOI",
 )  # fmt: skip
 """Formats that are read. An explicit list: Pillow would hand EPS to Ghostscript."""
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What makes a picture upright, by its EXIF orientation."""
 _BACKGROUND = (255, 255, 255)
 _SHRINK_FROM_PIXELS = 4_000_000
 _BAND_PIXELS = 1_000_000
@@ -41,36 +51,46 @@ def open_picture(path: Path) -> Image.Image:
     """
     try:
         with Image.open(path, formats=known_formats()) as image:
+            orientation = orientation_of(image)
             image.load()
-            return to_rgb(upright(image))
+            return to_rgb(upright(image, orientation))
     except Exception as error:  # on broken files Pillow's readers raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise DataError(f"{path} cannot be read as an image: {reason}") from error
 
 
-def upright(image: Image.Image) -> Image.Image:
-    """Apply the orientation that browsers apply, seen in Chromium: EXIF's, not XMP's, and none in WebP."""
-    if image.format == "WEBP":
-        return image
-    for name in ("xmp", "XML:com.adobe.xmp"):
-        image.info.pop(name, None)
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8, that browsers apply to a picture that was opened and not loaded.
+
+    Seen in Chromium: EXIF's, not XMP's; of PNG only where it stands before the pixels, and none in WebP. 1 for TIFF,
+    which Pillow turns itself.
+    """
+    if image.format in ("WEBP", "TIFF"):
+        return 1
     try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # EXIF that cannot be read turns nothing; Pillow's reader raises nearly anything.
-        return image
+        if image.format == "PNG":  # whose `getexif` would load the pixels, to look behind them
+            exif = Image.Exif()
+            exif.load(image.info.get("exif", b""))
+        else:
+            for name in ("xmp", "XML:com.adobe.xmp"):
+                image.info.pop(name, None)
+            exif = image.getexif()
+        orientation = exif.get(ExifTags.Base.Orientation)
+    except Exception:  # EXIF that cannot be read turns nothing; Pillow's reader raises nearly anything
+        return 1
+    return orientation if orientation in _TURNS else 1
+
+
+def upright(image: Image.Image, orientation: int) -> Image.Image:
+    """A loaded picture turned as its orientation says; see `orientation_of`."""
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
-    """Width and height that `upright` would give, from the header alone, px."""
+    """Width and height that `upright` will give, from the header alone, px."""
     width, height = image.size
-    # Pillow turns TIFF itself when it loads, and says the turned size from the start.
-    if image.format in ("WEBP", "TIFF"):
-        return width, height
-    try:
-        turned = image.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
-    except Exception:  # as in `upright`
-        turned = False
-    return (height, width) if turned else (width, height)
+    return (height, width) if orientation_of(image) >= 5 else (width, height)
 
 
 def shrink_on_load(image: Image.Image, at_least_px: int) -> None:

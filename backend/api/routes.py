@@ -1,6 +1,6 @@
 """The routes: credentials, body, the handler in a thread, the reply. Facts: Label Studio's ML backend protocol.
 
-Predictions and probes have threads of their own, so that they never keep `/setup` and `/webhook` waiting.
+Predictions, webhooks and probes have threads of their own, so that what hangs there keeps nobody else waiting.
 """
 
 from __future__ import annotations
@@ -51,6 +51,10 @@ ProjectInPath = Annotated[str, Path(json_schema_extra=PROJECT_PARAMETER)]
 PREDICT_THREADS = 16
 PROBE_THREADS = 4
 """Of those who watch the server: they wait for Redis and Label Studio, and must keep nobody else waiting."""
+WEBHOOK_THREADS = 16
+
+_QUICK_BYTES = 256 * 1024
+"""An event of this size is read in less than a millisecond: sooner than a thread takes it up."""
 
 
 def make_router(
@@ -75,6 +79,7 @@ def make_router(
     router = APIRouter()
     predict_threads = anyio.CapacityLimiter(PREDICT_THREADS)
     probe_threads = anyio.CapacityLimiter(PROBE_THREADS)
+    webhook_threads = anyio.CapacityLimiter(WEBHOOK_THREADS)
 
     @router.head("/health", **operation(HealthReply))
     @router.get("/health", **operation(HealthReply))
@@ -140,10 +145,13 @@ def make_router(
         authorization, secret = request.headers.get("authorization"), request.headers.get(SECRET_HEADER)
         gate.check_webhook(authorization, secret)
         body = await _body(request, request_max_bytes)
-        event = await anyio.to_thread.run_sync(lambda: parse(WebhookRequest, body))
+        if len(body) <= _QUICK_BYTES:
+            event = parse(WebhookRequest, body)
+        else:
+            event = await anyio.to_thread.run_sync(lambda: parse(WebhookRequest, body), limiter=webhook_threads)
         gate.check_webhook(authorization, secret, action=event.action)
         with anyio.move_on_after(WEBHOOK_LIMIT_S):
-            return await _in_thread(request, lambda: handlers.webhook(event), abandon=True)
+            return await _in_thread(request, lambda: handlers.webhook(event), webhook_threads, abandon=True)
         return _respond(request, handlers.webhook_unqueued(event, "the job queue (Redis) did not answer in time"))
 
     @router.post(

@@ -14,7 +14,15 @@ from PIL import Image, UnidentifiedImageError
 
 from backend.label_studio.images.errors import ImageDecodeError, ImageTooLargeError
 from backend.label_studio.images.heap import give_back_memory
-from vlm_core.pictures import known_formats, shrink_loaded, shrink_on_load, to_rgb, upright, upright_size
+from vlm_core.pictures import (
+    known_formats,
+    orientation_of,
+    shrink_loaded,
+    shrink_on_load,
+    to_rgb,
+    upright,
+    upright_size,
+)
 
 _MAX_REASON_CHARS = 160
 _TRIM_FROM_PIXELS = 8_000_000
@@ -97,10 +105,10 @@ def decode_image(
     with _opened(data, max_pixels, name) as image:
         if at_least_px is not None:
             shrink_on_load(image, at_least_px)
-        pixels = image.width * image.height
+        pixels, orientation = image.width * image.height, orientation_of(image)
         with room(pixels):
             image.load()
-            decoded = to_rgb(upright(image))
+            decoded = to_rgb(upright(image, orientation))
             if at_least_px is not None:
                 decoded = shrink_loaded(decoded, at_least_px)
     if pixels >= _TRIM_FROM_PIXELS:

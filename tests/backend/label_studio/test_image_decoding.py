@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+import struct
 import threading
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -148,8 +150,36 @@ def test_what_browsers_do_not_turn_is_not_turned() -> None:
     stored = Image.new("RGB", (8, 16), "red")
     assert decoded(encoded(stored, "WEBP", exif=exif)).size == (8, 16)
     with_xmp = encoded(stored, "JPEG", xmp=XMP)
-    assert Image.open(io.BytesIO(with_xmp)).getexif()[0x0112] == 6  # Pillow reads it there
-    assert decoded(with_xmp).size == (8, 16)
+    behind = png_with(stored, b"IEND", chunk(b"eXIf", exif.tobytes()))
+    profile = b"\nexif\n%8d\n%s\n" % (len(exif.tobytes()), exif.tobytes().hex().encode())
+    text = png_with(stored, b"IDAT", chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(profile)))
+    for data in (with_xmp, behind, text):
+        assert Image.open(io.BytesIO(data)).getexif()[0x0112] == 6  # Pillow reads it there
+        assert decoded(data).size == (8, 16)
+        assert displayed_size(data, max_pixels=1000, name="picture") == (16, 8)
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png_with(image: Image.Image, before: bytes, extra: bytes) -> bytes:
+    """A PNG file with one more chunk before the first one of a kind."""
+    data = encoded(image)
+    place = data.index(before) - 4
+    return data[:place] + extra + data[place:]
+
+
+@pytest.mark.parametrize("file_format", ["JPEG", "PNG", "GIF", "TIFF", "BMP", "WEBP", "AVIF"])
+def test_the_displayed_size_is_read_from_the_header_alone(file_format: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {} if file_format in ("GIF", "BMP") else {"exif": exif}
+    data = encoded(Image.new("RGB", (30, 20)), file_format, **options)
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("the pixels were read"))
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", lambda self: pytest.fail("the pixels were read"))
+    turned = file_format in ("JPEG", "PNG", "TIFF", "AVIF")
+    assert displayed_size(data, max_pixels=1000, name="picture") == ((30, 20) if turned else (20, 30))
 
 
 def test_broken_exif_turns_nothing() -> None:
