@@ -191,8 +191,8 @@ class TrainingQueue:
                 args=[Job.key_for(""), project_id, int(reason == START_TRAINING), *_WAITING, *_RUNNING],
             )
             if counted is not None:
-                job_id, status = (str(_text(item)) for item in counted)
-                return RequestOutcome(job_id, "already queued" if status in _WAITING else "will follow")
+                known_id, known_status = (str(_text(item)) for item in counted)
+                return RequestOutcome(known_id, "already queued" if known_status in _WAITING else "will follow")
             with self._redis.pipeline() as pipe:
                 try:
                     pipe.watch(keys.job)
