@@ -39,7 +39,7 @@ from backend.readiness import Probe, Readiness
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
-from backend.watched import watch_caches, watch_model, watch_parts, watch_queue
+from backend.watched import watch_caches, watch_model, watch_parts, watch_queues
 
 log = logging.getLogger(__name__)
 
@@ -85,10 +85,10 @@ def create_app(
     readiness = make_readiness(settings, lambda: store.state, training)
     watch_parts(metrics, readiness)
     watch_model(metrics, store)
-    watch_queue(metrics, training)
     caches = {"features": predictor.feature_counts.read, "phrases": store.phrase_counts}
     watch_caches(metrics, caches | ({} if fetcher is None else {"images": fetcher.cache_counts.read}))
     prelabelling = prelabelling or PrelabelLink(lambda: connect_prelabelling(settings))
+    watch_queues(metrics, training, prelabelling)
     connect = label_studio_client(settings)
     handlers = Handlers(
         store=store,

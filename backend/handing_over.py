@@ -16,6 +16,7 @@ from typing import Any
 from backend.api.handlers import Predicts, QueueUnavailableError
 from backend.predictor import Answer, Deadline, Item
 from backend.prelabel_queue import PrelabelProgress, PrelabelQueue, PrelabelRequest, RequestState
+from backend.queue import QueueCounts
 from backend.queue_link import QueueLink
 
 log = logging.getLogger(__name__)
@@ -49,6 +50,10 @@ class PrelabelLink:
     def jobs(self) -> list[PrelabelProgress]:
         """All projects that have something to pre-label. Raises QueueUnavailableError."""
         return self._link.call(lambda queue: queue.jobs())
+
+    def counts(self) -> QueueCounts:
+        """How many jobs and workers there are. Raises QueueUnavailableError."""
+        return self._link.call(lambda queue: QueueCounts.of(queue.rq))
 
     def stop(self, project_id: int) -> None:
         """Drop what no job has begun. Raises QueueUnavailableError."""

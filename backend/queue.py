@@ -134,7 +134,7 @@ class QueueCounts:
     Attributes:
         queued: wait for a worker.
         running: are being worked on.
-        retrying: have failed and wait for their next attempt.
+        retrying: wait until they are tried again.
         failed: have failed for good, of the last 30 days.
         workers: are signed on.
     """
@@ -144,6 +144,17 @@ class QueueCounts:
     retrying: int
     failed: int
     workers: int
+
+    @classmethod
+    def of(cls, rq: Queue) -> QueueCounts:
+        """What RQ has now."""
+        return cls(
+            queued=rq.count,
+            running=StartedJobRegistry(queue=rq).get_job_count(cleanup=False),
+            retrying=ScheduledJobRegistry(queue=rq).get_job_count(cleanup=False),
+            failed=FailedJobRegistry(queue=rq).get_job_count(cleanup=False),
+            workers=len(Worker.all(queue=rq)),  # not its count: that one holds killed workers too
+        )
 
 
 @dataclass(frozen=True)
@@ -305,13 +316,7 @@ class TrainingQueue:
 
     def counts(self) -> QueueCounts:
         """How many jobs there are, without looking at each."""
-        return QueueCounts(
-            queued=self.rq.count,
-            running=StartedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
-            retrying=ScheduledJobRegistry(queue=self.rq).get_job_count(cleanup=False),
-            failed=FailedJobRegistry(queue=self.rq).get_job_count(cleanup=False),
-            workers=len(Worker.all(queue=self.rq)),  # not its count: that one holds killed workers too
-        )
+        return QueueCounts.of(self.rq)
 
     def announce_version(self, project_id: int, number: int) -> None:
         """Tell whoever listens that another version serves the project. A notice that nobody hears is lost."""

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import importlib.metadata
 from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 
-from backend.api.handlers import QueueUnavailableError, Training
+from backend.api.handlers import QueueUnavailableError
 from backend.metrics import Metrics
 from backend.model_store import ModelStore
+from backend.prelabel_queue import PrelabelProgress
+from backend.queue import QueueCounts
 from backend.readiness import Readiness
+
+
+class Counts(Protocol):
+    """A line to a queue. Every call may raise `QueueUnavailableError`."""
+
+    def counts(self) -> QueueCounts:
+        """How many jobs and workers there are."""
+
+
+class Prelabelling(Counts, Protocol):
+    """The line to pre-labelling."""
+
+    def jobs(self) -> list[PrelabelProgress]:
+        """All projects that have something to pre-label."""
 
 
 def watch_parts(metrics: Metrics, readiness: Readiness) -> None:
@@ -40,21 +57,23 @@ def watch_model(metrics: Metrics, store: ModelStore) -> None:
     metrics.watch(read)
 
 
-def watch_queue(metrics: Metrics, training: Training) -> None:
-    """`vlm_jobs` and `vlm_workers`; absent while Redis is down."""
+def watch_queues(metrics: Metrics, training: Counts, prelabelling: Prelabelling) -> None:
+    """`vlm_jobs`, `vlm_workers` and `vlm_prelabel_tasks_open`; absent while Redis is down."""
 
     def read() -> Iterable[Metric]:
         try:
-            counts = training.counts()
+            counted = {"training": training.counts(), "prelabel": prelabelling.counts()}
+            left = sum(progress.total - progress.done for progress in prelabelling.jobs())
         except QueueUnavailableError:
             return
         jobs = GaugeMetricFamily("vlm_jobs", "Jobs, by queue and state.", labels=["queue", "state"])
-        for state in ("queued", "running", "retrying", "failed"):
-            jobs.add_metric(["training", state], getattr(counts, state))
-        yield jobs
-        workers = GaugeMetricFamily("vlm_workers", "Workers that are signed on.", labels=["queue"])
-        workers.add_metric(["training"], counts.workers)
-        yield workers
+        workers = GaugeMetricFamily("vlm_workers", "Workers that listen to a queue.", labels=["queue"])
+        for queue, counts in counted.items():
+            for state in ("queued", "running", "retrying", "failed"):
+                jobs.add_metric([queue, state], getattr(counts, state))
+            workers.add_metric([queue], counts.workers)
+        yield from (jobs, workers)
+        yield GaugeMetricFamily("vlm_prelabel_tasks_open", "Tasks that are still to be pre-labelled.", left)
 
     metrics.watch(read)
 

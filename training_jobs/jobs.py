@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from datetime import UTC, datetime
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,11 +20,12 @@ from rq.timeouts import JobTimeoutException
 from backend.job_history import JobHistory, JobOutcome, JobRecord
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageError
-from backend.logs import Line, error_text
+from backend.logs import error_text
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionStore
 from training_jobs.errors import GivenUpError
+from training_jobs.job_log import log_job
 from training_jobs.lock import ProjectLock, release_dead
 from vlm_core.errors import VLMError
 
@@ -78,7 +78,7 @@ def on_failure(
     if job.retries_left:
         job.meta["problem"] = reason
         job.save_meta()
-        _log(job, "retrying", reason, datetime.now(UTC))
+        log_job(job, "train", "retrying", reason=reason)
         return
     project_id = int(job.args[0])
     _record(settings, job, project_id, "failed", reason)
@@ -205,12 +205,12 @@ def _record(
     labels: Any = None,
     counts: Any = None,
 ) -> None:
-    ended = datetime.now(UTC)
-    started = _log(job, outcome, reason, ended, version)
+    requested = str(job.meta.get("reason", ""))
+    started, ended = log_job(job, "train", outcome, requested=requested, version=version, reason=reason)
     record = JobRecord(
         job_id=job.id,
         project_id=project_id,
-        requested=str(job.meta.get("reason", "")),
+        requested=requested,
         outcome=outcome,
         reason=reason,
         started_at=started,
@@ -223,23 +223,3 @@ def _record(
         JobHistory(settings.data_dir).add(record)
     except OSError as error:  # a full disk must not turn a published version into a failed job
         log.error("job %s: its outcome %r could not be noted: %s", job.id, outcome, error)
-
-
-def _log(job: Job, outcome: str, reason: str, ended: datetime, version: int | None = None) -> datetime:
-    """One line for each attempt of a job; returns when it started."""
-    started = job.started_at or ended
-    started = started if started.tzinfo else started.replace(tzinfo=UTC)
-    log.info(
-        Line(
-            "job",
-            kind="train",
-            job=job.id,
-            project=int(job.args[0]),
-            requested=job.meta.get("reason"),
-            outcome=outcome,
-            version=version,
-            s=round((ended - started).total_seconds(), 1),
-            reason=reason,
-        )
-    )
-    return started

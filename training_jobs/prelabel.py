@@ -21,11 +21,13 @@ from rq.serializers import JSONSerializer
 from backend.job_history import JobHistory, JobRecord
 from backend.label_studio.errors import LabelStudioError, LabelStudioNotFoundError
 from backend.label_studio.task_filter import TaskFilterError
+from backend.logs import Line, error_text
 from backend.prelabel_ledger import Run
 from backend.prelabel_queue import LIST_FUNCTION, SHARD, Listed, PrelabelEnded, PrelabelQueue, PrelabelRequest
 from backend.queue import QUEUE_NAME as TRAINING_QUEUE
 from backend.settings import Settings, SettingsError, load_settings
 from training_jobs.errors import CannotPrelabelError, ProcessEndedError, TrainingError
+from training_jobs.job_log import log_job
 from vlm_core.errors import VLMError
 
 if TYPE_CHECKING:
@@ -89,8 +91,16 @@ def on_failure(
     queue, project_id = PrelabelQueue(connection), int(job.args[0])
     ledger = queue.ledger(project_id)
     ledger.release(job.id, died=error is None or isinstance(error, ProcessEndedError))
-    problem = str(error) if isinstance(error, _OURS) else f"{type(error).__name__}: {error}"
+    problem = "its worker has vanished"
+    if error is not None:
+        problem = str(error) if isinstance(error, _OURS) else f"{type(error).__name__}: {error_text(error)}"
     ledger.setback(problem)
+    log_job(
+        job,
+        "list" if job.func_name == LIST_FUNCTION else "prelabel",
+        "retrying" if job.retries_left else "failed",
+        reason=problem,
+    )
     if job.func_name == LIST_FUNCTION and not job.retries_left:
         queue.note_listed(project_id, job.args[1], Listed(0, ledger.begin_run(), problem))
         _end_run(load_settings(), queue, project_id)
@@ -121,7 +131,7 @@ def _list(project_id: int, request_id: str, request: PrelabelRequest, job: Job) 
     except LabelStudioError as error:
         if error.temporary:
             pause_s = _pause_s(ledger.setback(str(error)))
-            log.warning("project=%d its tasks are listed again in %.0f s: %s", project_id, pause_s, error)
+            log_job(job, "list", "paused", again_in_s=round(pause_s), reason=str(error))
             queue.list_later(project_id, request_id, request, pause_s)
             return
         problem = str(error)
@@ -130,6 +140,7 @@ def _list(project_id: int, request_id: str, request: PrelabelRequest, job: Job) 
     if problem:
         log.error("project=%d a request to pre-label cannot be met: %s", project_id, problem)
         ledger.setback(problem)
+    log_job(job, "list", "given up" if problem else "done", tasks=count)
     queue.note_listed(project_id, request_id, Listed(count, run_id, problem))
     _end_run(settings, queue, project_id)
     queue.ensure_jobs(project_id, without=job.id)
@@ -157,6 +168,7 @@ def _work(project_id: int, job: Job) -> None:
     queue = PrelabelQueue(job.connection, patience=patience(settings))
     ledger = queue.ledger(project_id)
     ledger.release(job.id)  # a former run of this job was interrupted
+    outcome, problem = "done", None
     try:
         with _client(settings) as client:
             if ledger.next_due_s() == 0.0:
@@ -171,7 +183,7 @@ def _work(project_id: int, job: Job) -> None:
                         give_way=_training_waits(job),
                     )
     except (LabelStudioNotFoundError, CannotPrelabelError) as error:
-        log.error("project=%d job=%s pre-labelling is given up: %s", project_id, job.id, error)
+        outcome, problem = "given up", str(error)
         ledger.release(job.id)
         ledger.setback(str(error))
         queue.stop(project_id)
@@ -180,9 +192,10 @@ def _work(project_id: int, job: Job) -> None:
         if not error.temporary:
             raise
         pause_s = _pause_s(ledger.setback(str(error)))
-        log.warning("project=%d job=%s pauses for %.0f s: %s", project_id, job.id, pause_s, error)
+        log_job(job, "prelabel", "paused", again_in_s=round(pause_s), reason=str(error))
         queue.try_later(project_id, pause_s)
         return
+    log_job(job, "prelabel", outcome, reason=problem)
     ledger.release(job.id)
     _end_run(settings, queue, project_id)
     queue.ensure_jobs(project_id, without=job.id)
@@ -222,7 +235,17 @@ def _end_run(settings: Settings, queue: PrelabelQueue, project_id: int) -> None:
         ended_at=now,
         counts=run.counts,
     )
-    log.info("project=%d %s pre-labelled in %.0f s: %s", project_id, run.run_id, seconds, record.reason)
+    log.info(
+        Line(
+            "pre-labelled",
+            project=project_id,
+            run=run.run_id,
+            outcome=record.outcome,
+            s=round(seconds, 1),
+            **run.counts,
+            reason=record.reason,
+        )
+    )
     try:
         JobHistory(settings.data_dir).add(record)
     except OSError as error:  # what was imported stays imported

@@ -13,6 +13,7 @@ from PIL import Image
 
 from backend.api.handlers import QueueUnavailableError
 from backend.label_studio.images import ImageUnavailableError
+from backend.prelabel_queue import PrelabelProgress
 from backend.queue import LiveJob, QueueCounts, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
 from vlm_core.tags import TagCalibration
@@ -180,6 +181,23 @@ class MemoryTraining:
     def counts(self) -> QueueCounts:
         self.ping()
         return QueueCounts(queued=len(self.requests), running=0, retrying=0, failed=0, workers=1)
+
+
+class MemoryPrelabelling:
+    """Nothing to pre-label, and a worker that would."""
+
+    def __init__(self) -> None:
+        self.down = False
+
+    def counts(self) -> QueueCounts:
+        if self.down:
+            raise QueueUnavailableError
+        return QueueCounts(queued=0, running=0, retrying=0, failed=0, workers=1)
+
+    def jobs(self) -> list[PrelabelProgress]:
+        if self.down:
+            raise QueueUnavailableError
+        return []
 
 
 def squares(size_hw: tuple[int, int] = (60, 120)) -> Image.Image:

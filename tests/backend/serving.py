@@ -16,7 +16,7 @@ from PIL import Image
 import backend.app
 from backend.app import create_app
 from backend.settings import Settings
-from tests.backend.fakes import ColourModel, MemoryImages, MemoryTraining, squares
+from tests.backend.fakes import ColourModel, MemoryImages, MemoryPrelabelling, MemoryTraining, squares
 
 CONFIG = """<View><Image name="i" value="$image"/>
 <BrushLabels name="b" toName="i"><Label value="Red" prompt="red"/></BrushLabels></View>"""
@@ -64,6 +64,11 @@ def serving(
     monkeypatch.setattr(backend.app, "load_model", load)
     images = MemoryImages({"squares": squares(), "white": Image.new("RGB", (40, 30), "white")})
     training = MemoryTraining()
-    app = create_app(Settings(data_dir=data_dir, **settings), images=images, training=training)
+    app = create_app(
+        Settings(data_dir=data_dir, **settings),
+        images=images,
+        training=training,
+        prelabelling=MemoryPrelabelling(),  # type: ignore[arg-type]  # what the server asks of it when nothing is late
+    )
     with TestClient(app, raise_server_exceptions=False) as client:
         yield Server(client, training, model)

@@ -91,8 +91,12 @@ def test_the_queue_is_absent_while_redis_is_down(server: Server) -> None:
     assert found["vlm_jobs", "training", "queued"] == 1
     assert found["vlm_jobs", "training", "running"] == 0
     assert found["vlm_workers", "training"] == 1
+    assert found["vlm_jobs", "prelabel", "queued"] == 0
+    assert found["vlm_prelabel_tasks_open",] == 0
     server.training.down = True
-    assert not [key for key in values(server.client) if key[0] in ("vlm_jobs", "vlm_workers")]
+    assert not [
+        key for key in values(server.client) if key[0] in ("vlm_jobs", "vlm_workers", "vlm_prelabel_tasks_open")
+    ]
 
 
 def test_what_serves_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +52,7 @@ def plugin_url(supervisor: Supervisor, stack: Stack) -> str:
 
 
 @pytest.fixture(scope="module")
-def project(client: LabelStudioClient, stack: Stack, plugin_url: str) -> Iterator[tuple[int, list[int]]]:
+def project(client: LabelStudioClient, stack: Stack, plugin_url: str) -> tuple[int, list[int]]:
     project_id, tasks = create_project(client, list(pictures(3)))
     connect_project(
         client,
@@ -62,7 +61,7 @@ def project(client: LabelStudioClient, stack: Stack, plugin_url: str) -> Iterato
         basic_auth=(USER, PASSWORD),
         webhook_secret=stack.credentials.webhook_secret,
     )
-    yield project_id, sorted(tasks)
+    return project_id, sorted(tasks)
 
 
 def test_predictions_are_retrieved_and_stored(
