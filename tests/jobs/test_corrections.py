@@ -79,11 +79,13 @@ def test_a_finished_empty_image_says_that_nothing_is_there(label_studio: LabelSt
 
 def test_skipped_annotations_do_not_count(label_studio: LabelStudio, tmp_path: Path) -> None:
     task_id = label_studio.add_task(picture(0)[0])
-    label_studio.annotate(task_id, [brush("red", block(0, 10))], was_cancelled=True)
+    skipped = label_studio.annotate(task_id, [brush("red", block(0, 10))], was_cancelled=True)
+    counting = label_studio.annotate(task_id, [brush("blue", block(20, 30))])
     found = read(label_studio, tmp_path)
-    assert found.images == []
+    assert [image.annotation_ids for image in found.images] == [(counting["id"],)]
+    assert set(found.images[0].masks) == {"blue"}
     assert found.counts["skipped"] == 1
-    assert found.stamps == {}
+    assert str(skipped["id"]) not in found.stamps
 
 
 def test_the_latest_annotation_of_an_annotator_counts(label_studio: LabelStudio, tmp_path: Path) -> None:
