@@ -492,6 +492,19 @@ def test_all_problems_are_listed_before_anything_is_loaded(scenes: SceneSource, 
     assert not (tmp_path / "run").exists()
 
 
+def test_validation_texts_that_are_all_right_are_refused_before_the_training(
+    scenes: SceneSource, tmp_path: Path
+) -> None:
+    lines = []
+    for number in range(4):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+        lines += [json.dumps({"image": f"{number}.png", "text": text}) for text in "abcd"]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    with pytest.raises(SettingsError, match="no validation image has three texts that are not its own"):
+        train_clip(CLIP, scenes, JsonlPairs(tmp_path / "pairs.jsonl"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_train_clipseg_lists_its_problems(scenes: SceneSource, tmp_path: Path) -> None:
     bad = clipseg(
         tmp_path,

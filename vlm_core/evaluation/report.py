@@ -39,7 +39,8 @@ th:first-child,td:first-child{text-align:left;white-space:normal;overflow-wrap:a
 .pictures.one img{max-height:200px;width:auto;max-width:100%}
 .case ul{list-style:none;margin:.4rem 0 0;padding:0;font-size:.85rem;overflow-wrap:anywhere}
 .right{color:#006b4f;font-weight:600}.wrong{color:#8a3b00}
-@media(max-width:640px){.figures{grid-template-columns:1fr 1fr}.figure .name{overflow-wrap:anywhere}}
+@media(max-width:640px){.figures{grid-template-columns:1fr 1fr}.figure .name{overflow-wrap:anywhere}
+th,td{padding:.3rem}th:first-child,td:first-child{min-width:6rem}}
 """
 
 

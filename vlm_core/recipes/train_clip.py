@@ -142,7 +142,7 @@ def train_clip(
     elif validation is not None:
         asked, right = _asked(settings, validation)
         if not can_match(asked, right=right):
-            problems.append(f"{len(set(asked))} different validation texts: one-of-four matching needs at least 4")
+            problems.append("no validation image has three texts that are not its own: one-of-four cannot be asked")
     problems += common.output_problems(output, resume)
     common.raise_all(problems)
 
