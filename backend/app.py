@@ -118,6 +118,7 @@ def create_app(
         if link is not None:
             link.start()
         yield
+        handlers.close()
         predictor.close()
         store.close()
         activity.close()

@@ -29,6 +29,7 @@ from backend.api.schemas import (
 from backend.label_studio.config import LabelConfigError, PredictionPlan
 from backend.metrics import OTHER, Metrics
 from backend.model_store import ModelLoadingError, ModelStore, ModelUnavailableError
+from backend.nudges import Nudges
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import Answer, Deadline, servable_controls
 from backend.queue import LiveJob, QueueCounts, RequestOutcome
@@ -122,6 +123,7 @@ class Handlers:
         self._activity = activity
         self._readiness = readiness
         self._metrics = metrics
+        self._nudges = Nudges(self._pass_on)
         self._started = time.time()
         self._served: dict[int, str] = {}
 
@@ -210,48 +212,45 @@ class Handlers:
         }
         return Reply(reply, notes=notes)
 
-    def webhook(self, request: WebhookRequest) -> Reply:
-        """Queue a training where an event gives reason to; everything else is acknowledged.
-
-        Raises:
-            UnavailableError: START_TRAINING while the queue is down; nothing else would remember it.
-        """
+    def event(self, request: WebhookRequest) -> Reply:
+        """Acknowledge an event that is not START_TRAINING; a reason to train is seen to later. Never waits."""
         action = request.action
         if action not in TRAINING_EVENTS:
-            return self._ignored(action)
+            self._metrics.event(action if action in OTHER_EVENTS else OTHER, "ignored")
+            return Reply({"status": "ignored", "action": action}, notes={"action": action})
         project_id = project_of_event(request)
-        notes = {"action": action, "project": project_id}
+        self._metrics.event(action, "noted")
+        self._nudges.add(project_id, action)
+        return Reply({"status": "noted"}, notes={"action": action, "project": project_id})
+
+    def start_training(self, request: WebhookRequest) -> Reply:
+        """Queue a training that somebody asked for.
+
+        Raises:
+            UnavailableError: the queue is down; nothing else would remember it.
+        """
+        project_id = project_of_event(request)
         try:
-            outcome = self._training.request_training(project_id, reason=action)
+            outcome = self._training.request_training(project_id, reason=START_TRAINING)
         except QueueUnavailableError as error:
-            return self.webhook_unqueued(request, error.public)
-        self._event(project_id, action, outcome.state)
+            raise self.not_queued(request, error.public) from error
+        self._event(project_id, START_TRAINING, outcome.state)
         return Reply(
             {"status": outcome.state, "job": outcome.job_id},
             status=201 if outcome.state == "queued" else 200,
-            notes={**notes, "queue": outcome.state.replace(" ", "-")},
+            notes={"action": START_TRAINING, "project": project_id, "queue": outcome.state.replace(" ", "-")},
         )
 
-    def webhook_unqueued(self, request: WebhookRequest, reason: str) -> Reply:
-        """The answer when the queue is down or too slow.
-
-        Raises:
-            UnavailableError: START_TRAINING.
-        """
-        if request.action not in TRAINING_EVENTS:
-            return self._ignored(request.action)
+    def not_queued(self, request: WebhookRequest, reason: str) -> UnavailableError:
+        """The error for a training that somebody asked for while the queue is down or too slow."""
         project_id = project_of_event(request)
-        self._event(project_id, request.action, "not queued")
+        self._event(project_id, START_TRAINING, "not queued")
         self._activity.error(project_id, "webhook", reason)
-        if request.action == START_TRAINING:
-            raise UnavailableError(f"no training was queued: {reason}")
-        return Reply(
-            {
-                "status": "not queued",
-                "reason": f"{reason}. Label Studio keeps the annotation, and the next training reads it there",
-            },
-            notes={"action": request.action, "project": project_id, "queue": "down"},
-        )
+        return UnavailableError(f"no training was queued: {reason}")
+
+    def close(self) -> None:
+        """Pass on the events that were acknowledged."""
+        self._nudges.close()
 
     def versions(self, project: int | None) -> Reply:
         """Names of the versions that serve now; with a project, its history.
@@ -322,9 +321,16 @@ class Handlers:
         self._activity.event(project_id, action, outcome)
         self._metrics.event(action, outcome)
 
-    def _ignored(self, action: str) -> Reply:
-        self._metrics.event(action if action in OTHER_EVENTS else OTHER, "ignored")
-        return Reply({"status": "ignored", "action": action}, notes={"action": action})
+    def _pass_on(self, project_id: int, action: str) -> bool:
+        """Ask for a training after an event; whether the queue has taken it."""
+        try:
+            outcome = self._training.request_training(project_id, reason=action)
+        except QueueUnavailableError as error:
+            self._activity.event(project_id, action, "not queued")
+            self._activity.error(project_id, "webhook", error.public)
+            return False
+        self._activity.event(project_id, action, outcome.state)
+        return True
 
     def _left_alone(self, plan: PredictionPlan) -> list[dict[str, str]]:
         """What of the config is not predicted, and why."""

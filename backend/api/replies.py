@@ -86,10 +86,9 @@ class PredictReply(_Reply):
 class WebhookReply(_Reply):
     """What became of an event."""
 
-    status: Literal["queued", "already queued", "will follow", "ignored", "not queued"]
+    status: Literal["noted", "ignored", "queued", "already queued", "will follow"]
     job: str = ""
     action: str = ""
-    reason: str = ""
 
 
 class StoredVersionReply(_Reply):

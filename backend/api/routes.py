@@ -15,6 +15,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from backend.api.auth import SECRET_HEADER, Gate
 from backend.api.errors import InvalidRequestError, TooLargeError
+from backend.api.events import START_TRAINING
 from backend.api.handlers import Handlers, Reply
 from backend.api.logs import note
 from backend.api.openapi import operation
@@ -45,6 +46,9 @@ from backend.predictor import Deadline
 
 WEBHOOK_LIMIT_S = 0.7
 """Label Studio waits one second for a webhook, inside the annotator's submit, and does not try again."""
+
+_QUICK_BYTES = 256 * 1024
+"""An event of this size is read in less than a millisecond: sooner than a thread takes it up."""
 
 ProjectInPath = Annotated[str, Path(json_schema_extra=PROJECT_PARAMETER)]
 
@@ -150,9 +154,11 @@ def make_router(
         else:
             event = await anyio.to_thread.run_sync(lambda: parse(WebhookRequest, body), limiter=webhook_threads)
         gate.check_webhook(authorization, secret, action=event.action)
+        if event.action != START_TRAINING:
+            return _respond(request, handlers.event(event))
         with anyio.move_on_after(WEBHOOK_LIMIT_S):
-            return await _in_thread(request, lambda: handlers.webhook(event), webhook_threads, abandon=True)
-        return _respond(request, handlers.webhook_unqueued(event, "the job queue (Redis) did not answer in time"))
+            return await _in_thread(request, lambda: handlers.start_training(event), webhook_threads, abandon=True)
+        raise handlers.not_queued(event, "the job queue (Redis) did not answer in time")
 
     @router.post(
         "/projects/{project}/prelabel",

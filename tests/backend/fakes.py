@@ -160,9 +160,11 @@ class MemoryTraining:
         self.requests: list[tuple[int, str]] = []
         self.down = False
         self.gate: threading.Event | None = None
+        self.waiting = 0
 
     def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
         if self.gate is not None:
+            self.waiting += 1
             self.gate.wait(30)
         if self.down:
             raise QueueUnavailableError

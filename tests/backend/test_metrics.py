@@ -70,6 +70,7 @@ def test_no_path_of_a_clients_choice_is_a_series(server: Server) -> None:
 def test_webhooks_are_counted_by_action_and_outcome(server: Server) -> None:
     server.event("ANNOTATION_CREATED")
     server.event("ANNOTATION_CREATED")
+    server.event("START_TRAINING")
     server.event("PROJECT_UPDATED")
     server.event("AN_ACTION_OF_MY_CHOICE")
     server.training.down = True
@@ -77,8 +78,8 @@ def test_webhooks_are_counted_by_action_and_outcome(server: Server) -> None:
     found = values(server.client)
     events = {key[1:]: count for key, count in found.items() if key[0] == "vlm_webhook_events_total"}
     assert events == {
-        ("ANNOTATION_CREATED", "queued"): 1,
-        ("ANNOTATION_CREATED", "already queued"): 1,
+        ("ANNOTATION_CREATED", "noted"): 2,
+        ("START_TRAINING", "queued"): 1,
         ("PROJECT_UPDATED", "ignored"): 1,
         ("other", "ignored"): 1,
         ("START_TRAINING", "not queued"): 1,
@@ -86,7 +87,7 @@ def test_webhooks_are_counted_by_action_and_outcome(server: Server) -> None:
 
 
 def test_the_queue_is_absent_while_redis_is_down(server: Server) -> None:
-    server.event("ANNOTATION_CREATED")
+    server.event("START_TRAINING")
     found = values(server.client)
     assert found["vlm_jobs", "training", "queued"] == 1
     assert found["vlm_jobs", "training", "running"] == 0
