@@ -60,10 +60,16 @@ def test_every_kind_of_shape_marks_the_same_things_from_one_encoding(bench: Benc
     assert all(np.array_equal(mask, exact[0]) for mask in exact)
 
 
-def test_a_label_that_several_controls_ask_for_is_decoded_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def _decoded(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """One entry for every label that is decoded from now on."""
     decoded: list[int] = []
     decode = decoding.decode_label
     monkeypatch.setattr(decoding, "decode_label", lambda *a, **k: decoded.append(1) or decode(*a, **k))  # type: ignore[func-returns-value]
+    return decoded
+
+
+def test_a_label_that_several_controls_ask_for_is_decoded_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded = _decoded(monkeypatch)
     labels = (label("red"), label("green"))
     bench.one([control(kind, *labels) for kind in LABELLED], {"image": "squares"})
     assert len(decoded) == 2
@@ -193,7 +199,9 @@ def test_labels_in_portions_are_answered_as_all_together(tmp_path: Path, monkeyp
     plan = control("brushlabels", *names, tile=100)
     together = bench.one([plan], {"image": "small"})
     monkeypatch.setattr("backend.answers.masks._MOST_GRID_BYTES", 1)
+    decoded = _decoded(monkeypatch)
     apart = bench.one([plan], {"image": "small"})
+    assert len(decoded) == 3
     assert [(r["value"], r["score"]) for r in apart] == [(r["value"], r["score"]) for r in together]
     bench.close()
 

@@ -203,11 +203,20 @@ def test_holes_are_filled_and_an_island_in_one_stays_a_part_of_its_own() -> None
     assert island.sum() == 10 * 10
 
 
+def test_the_outline_of_what_has_a_hole_is_simplified_as_without_it() -> None:
+    y, x = np.indices((200, 200))
+    disc = np.hypot(y - 100, x - 100) < 80
+    ring = disc & (np.hypot(y - 100, x - 100) > 40)
+    outlines = [polygon_value(RunMask.from_array(mask))["points"] for mask in (disc, ring)]
+    assert outlines[0] == outlines[1]
+    assert len(outlines[0]) < 60
+
+
 def test_a_ragged_outline_is_drawn_coarser_until_the_editor_can_show_it() -> None:
-    ragged = np.zeros((700, 900), bool)
-    ragged[:, ::2] = True  # 450 teeth, whose every corner would be a point of its own
-    ragged[350] = True
-    part = RunMask.from_array(ragged)
+    comb = np.zeros((60, 3200), bool)
+    comb[:40, ::2] = True  # 1600 teeth with four corners each
+    comb[40:] = True
+    part = RunMask.from_array(comb)
     value = polygon_value(part)
     assert 3 <= len(value["points"]) <= 5000
     check(value, "polygon", part.size_hw)
