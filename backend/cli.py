@@ -453,6 +453,10 @@ def connect(
     title: Annotated[
         str | None, typer.Option(help="The connection's name (default: the model version, so that scores show).")
     ] = None,
+    scores: Annotated[
+        bool | None,
+        typer.Option(help="Whether scores show in the Data Manager and drive uncertainty sampling (VLM_SHOW_SCORES)."),
+    ] = None,
     wait: Annotated[
         float, typer.Option(min=0, help="Seconds to wait for Label Studio and the backend to be ready.")
     ] = 0.0,
@@ -471,7 +475,7 @@ def connect(
     if not project and first_project is not None and not (first_project / CONFIG).is_file():
         print(f"vlm: nothing to connect: no --project, and no {CONFIG} in {first_project}", file=sys.stderr)
         return
-    settings = settings_or_exit()
+    settings = settings_or_exit(show_scores=scores)
     from backend.connect_command import ConnectCommandError, connect_when_ready
     from backend.label_studio.connect import report_lines
     from backend.label_studio.errors import LabelStudioError

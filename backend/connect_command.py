@@ -8,6 +8,7 @@ from pathlib import Path
 
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import ConnectReport, connect_project
+from backend.label_studio.connection import FIRST_TITLE
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.first_project import ensure_first_project
 from backend.settings import Settings
@@ -36,7 +37,8 @@ def connect_when_ready(
         project_id: the project; None: that of `folder`, whose tasks get their first predictions too.
         folder: see `backend.label_studio.first_project`; only read where there is no `project_id`.
         backend_url: as Label Studio reaches the backend; None: as the settings say, else this machine.
-        title: of the connection; None: the model version.
+        title: of the connection; None: the model version, or our own name where the settings say that scores do not
+            show.
         wait_s: for how long to try again while Label Studio or the backend does not answer yet.
         say: prints a line for the user.
 
@@ -63,7 +65,7 @@ def connect_when_ready(
                     client,
                     chosen,
                     url,
-                    title=title,
+                    title=title or (None if settings.show_scores else FIRST_TITLE),
                     basic_auth=settings.basic_auth,
                     webhook_secret=secret.get_secret_value() if secret else None,
                 )

@@ -160,6 +160,13 @@ class Settings(BaseSettings):
         description="Seconds to wait for one answer of Label Studio's API.",
     )
 
+    show_scores: bool = Field(
+        True,
+        validation_alias=AliasChoices("VLM_SHOW_SCORES"),
+        description="Let the connection's title in Label Studio follow the model version: scores show in the Data "
+        "Manager, and uncertainty sampling goes by them.",
+    )
+
     # Images -----------------------------------------------------------------------------------------------
     allow_private_addresses: bool = Field(
         False,

@@ -123,7 +123,8 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
             )
         if result.outcome == "published" and result.version is not None:
             _announce(queue, project_id, result.version)
-            _tell_label_studio(client, project_id)
+            if settings.show_scores:
+                _tell_label_studio(client, project_id)
     _record(settings, job, project_id, **vars(result))
     queue.finish(project_id, job.id)
     return {"outcome": result.outcome, "reason": result.reason, "version": result.version}

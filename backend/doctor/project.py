@@ -17,6 +17,7 @@ from backend.label_studio.config import LabelConfigError, parse_label_config
 from backend.label_studio.connect import explained
 from backend.label_studio.connection import (
     CONNECTED,
+    FIRST_TITLE,
     entry_differences,
     is_version,
     own_entries,
@@ -198,6 +199,8 @@ class ProjectDoctor:
                 "get no live predictions",
                 self._connect(project_id),
             )
+        elif title == FIRST_TITLE and not self.settings.show_scores:
+            yield subject.note("version names", "scores do not show, as VLM_SHOW_SCORES says")
         elif title != known and is_version(title):
             healthy = False
             yield subject.problem(

@@ -119,7 +119,7 @@ def connect_project(
     entry = _ensure_title(client, entry, title, diary)
     _ensure_project(client, project_id, str(entry["title"]), diary)
     webhook_id = _ensure_webhook(client, project_id, backend_url, webhook_secret, diary)
-    if title is not None and title != entry.get("model_version"):
+    if title not in (None, FIRST_TITLE, entry.get("model_version")):
         diary.warnings.append(
             "with a title of its own the Data Manager shows no scores; leave --title out and the title follows the "
             "model version"

@@ -21,6 +21,18 @@ from tests.e2e.harness import brush_masks
 pytestmark = pytest.mark.e2e
 
 ROOT = Path(__file__).parents[2]
+WHOLE = {
+    "id": "r1",
+    "from_name": "smart",
+    "to_name": "image",
+    "type": "rectangle",
+    "value": {"x": 0, "y": 0, "width": 100, "height": 100, "rotation": 0},
+    "original_width": 100,
+    "original_height": 100,
+    "image_rotation": 0,
+}
+"""A smart rectangle around the whole image: whatever is inside."""
+
 USER, PASSWORD = "label-studio", "a-password-of-the-plugin"
 
 
@@ -92,7 +104,7 @@ def test_an_annotator_asks_for_one_task(
     (backend,) = client.ml_backends(project_id)
     reply = httpx.post(
         f"{stack.label_studio_url}/api/ml/{backend['id']}/interactive-annotating",
-        json={"task": tasks[0], "context": {"result": []}},
+        json={"task": tasks[0], "context": {"result": [WHOLE]}},
         headers={"Authorization": f"Token {stack.credentials.api_token}"},
         timeout=100,
     )

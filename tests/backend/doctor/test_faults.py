@@ -23,7 +23,7 @@ from backend.doctor.command import examine_all, print_report
 from backend.doctor.findings import Finding, Report
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import connect_project
-from backend.label_studio.connection import SECRET_HEADER
+from backend.label_studio.connection import FIRST_TITLE, SECRET_HEADER
 from backend.queue import QUEUE_NAME
 from backend.redis_connection import connect_redis
 from backend.redis_server import release_server
@@ -151,6 +151,17 @@ def test_a_healthy_system_has_no_finding_and_nothing_is_changed(system: System) 
     # The two trials of addresses create nothing.
     assert set(system.studio.changes) <= {("POST", "/api/ml/"), ("POST", "/api/webhooks/")}
     assert (len(system.studio.backends), len(system.studio.hooks)) == (1, 1)
+
+
+def test_scores_that_are_not_to_show_are_no_fault(system: System) -> None:
+    system.set(show_scores=False)
+    connect_project(
+        system.client, 1, URL, title=FIRST_TITLE, webhook_secret=SECRET, basic_auth=system.settings.basic_auth
+    )
+    findings = system.findings()
+    assert Report(tuple(findings)).healthy
+    (told,) = [finding for finding in findings if finding.check == "version names" and finding.state == "note"]
+    assert "VLM_SHOW_SCORES" in told.said
 
 
 # Faults: each changes the system; then the check that finds it, a part of what is said, and of the remedy. ----------

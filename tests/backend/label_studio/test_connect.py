@@ -17,7 +17,7 @@ from backend.label_studio.connect import (
     refresh_version,
     report_lines,
 )
-from backend.label_studio.connection import DESCRIPTION, SECRET_HEADER, WEBHOOK_ACTIONS
+from backend.label_studio.connection import DESCRIPTION, FIRST_TITLE, SECRET_HEADER, WEBHOOK_ACTIONS
 from backend.label_studio.errors import LabelStudioNotFoundError, LabelStudioRejectedError
 from backend.label_studio.first_project import FirstProjectError, ensure_first_project
 from backend.settings import Settings
@@ -356,6 +356,33 @@ def test_connecting_waits_for_what_is_not_ready_and_not_for_what_is_wrong(
     with pytest.raises(ConnectError, match="ML_BLOCK_LOCAL_IP"):
         connect(60.0)
     assert len(naps) == 2
+
+
+def test_the_setting_decides_whether_scores_show(label_studio: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        connect_command,
+        "LabelStudioClient",
+        lambda *_, **__: LabelStudioClient("http://ls.test", label_studio.LEGACY, transport=label_studio.transport),
+    )
+
+    def connect(*, show_scores: bool) -> Any:
+        settings = Settings(
+            label_studio_url="http://ls.test", label_studio_api_key=label_studio.LEGACY, show_scores=show_scores
+        )
+        return connect_command.connect_when_ready(
+            settings, 1, None, backend_url=URL, title=None, wait_s=0, say=lambda _: None
+        )
+
+    connect(show_scores=True)
+    assert label_studio.backends[0]["title"] == label_studio.projects[1]["model_version"] == V0
+    for _ in range(2):
+        report = connect(show_scores=False)
+        # Label Studio asks the backend live where the two are equal, and they name no version of a prediction.
+        assert label_studio.backends[0]["title"] == label_studio.projects[1]["model_version"] == FIRST_TITLE
+        assert report.warnings == ()
+    assert report.changes == ()
+    connect(show_scores=True)
+    assert label_studio.backends[0]["title"] == label_studio.projects[1]["model_version"] == V0
 
 
 @pytest.mark.parametrize(
