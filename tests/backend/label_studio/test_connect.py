@@ -365,6 +365,8 @@ def test_the_setting_decides_whether_scores_show(label_studio: Any, monkeypatch:
         lambda *_, **__: LabelStudioClient("http://ls.test", label_studio.LEGACY, transport=label_studio.transport),
     )
 
+    label_studio.reachable[URL] = (V0, None)
+
     def connect(*, show_scores: bool) -> Any:
         settings = Settings(
             label_studio_url="http://ls.test", label_studio_api_key=label_studio.LEGACY, show_scores=show_scores
