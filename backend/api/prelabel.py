@@ -33,7 +33,7 @@ class PrelabelHandlers:
         Raises:
             UnavailableError: Redis is down; nothing would remember it.
         """
-        asked = parse(PrelabelBody, body or b"{}")
+        asked = parse(PrelabelBody, body)
         request = PrelabelRequest(tuple(asked.filter), asked.tab, asked.only_missing, asked.limit)
         try:
             request_id = self._prelabelling.request(project_id, request)

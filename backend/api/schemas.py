@@ -132,7 +132,7 @@ def _whole(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value  # 7.0 is an integer to JSON
 
 
-Whole = Annotated[StrictInt, BeforeValidator(_whole), Field(ge=1, le=_LARGEST_ID)]
+Whole = Annotated[StrictInt, Field(ge=1, le=_LARGEST_ID), BeforeValidator(_whole)]
 
 
 class PrelabelBody(_Request):
