@@ -108,6 +108,7 @@ def create_app(
         data_dir=settings.data_dir,
         activity=activity,
         training=training,
+        prelabelling=prelabelling,
         readiness=readiness,
         titles=ProjectTitles(connect),
     )

@@ -94,9 +94,14 @@ class JobHistory:
         for path in sorted(directory.glob("*.json"))[:-KEPT_PER_PROJECT]:
             path.unlink(missing_ok=True)
 
-    def latest(self, project_id: int) -> JobRecord | None:
-        """The job of a project that ended last; None where none has, or its file cannot be read."""
-        paths = sorted((self._projects / str(project_id) / "jobs").glob("[0-9]*.json"))
+    def latest(self, project_id: int, kind: str) -> JobRecord | None:
+        """The job of a project that ended last; None where none has, or its file cannot be read.
+
+        Args:
+            project_id: Label Studio's id.
+            kind: what its name begins with: "train", "prelabel".
+        """
+        paths = sorted((self._projects / str(project_id) / "jobs").glob(f"[0-9]*Z-{kind}-*.json"))
         return _read(paths[-1]) if paths else None
 
     def list(self, project_id: int | None = None) -> list[JobRecord]:

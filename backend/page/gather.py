@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import importlib.metadata
 import logging
-from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Protocol
 
 from backend.acceptance import AcceptanceStore
 from backend.activity import Activity, ProjectActivity
 from backend.api.handlers import QueueUnavailableError, Training
 from backend.job_history import JobHistory, JobRecord
 from backend.model_store import ModelStore
+from backend.page import words
 from backend.page.views import JobView, LabelGain, LabelStudioView, Note, ProjectView, StatusView, VersionView
+from backend.prelabel_queue import PrelabelProgress
 from backend.queue import LiveJob
 from backend.readiness import Readiness
 from backend.versions import StoredVersion, VersionError, VersionStore, read_version_name
@@ -22,6 +25,13 @@ log = logging.getLogger(__name__)
 
 SHOWN = 10
 """Projects with all there is to say, those in which something happened last; more are only named."""
+
+
+class Prelabelling(Protocol):
+    """What the page needs of `backend.handing_over.PrelabelLink`."""
+
+    def jobs(self) -> list[PrelabelProgress]:
+        """All projects that have something to pre-label. Raises QueueUnavailableError."""
 
 
 class PageSource:
@@ -35,6 +45,7 @@ class PageSource:
         data_dir: Path,
         activity: Activity,
         training: Training,
+        prelabelling: Prelabelling,
         readiness: Readiness,
         titles: Callable[[], Mapping[int, str]],
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
@@ -46,7 +57,8 @@ class PageSource:
             versions: of the projects.
             data_dir: where acceptance and the history of the jobs lie.
             activity: what happened last.
-            training: the queue.
+            training: the queue of trainings.
+            prelabelling: what is being pre-labelled.
             readiness: whether Label Studio is there.
             titles: of the projects, as far as they are known; must answer at once.
             clock: the time, aware.
@@ -58,6 +70,7 @@ class PageSource:
         self._history = JobHistory(data_dir)
         self._activity = activity
         self._training = training
+        self._prelabelling = prelabelling
         self._readiness = readiness
         self._titles = titles
         self._clock = clock
@@ -73,7 +86,8 @@ class PageSource:
         jobs: tuple[JobView, ...] | None
         workers, reason = None, ""
         try:
-            jobs = tuple(_job(job) for job in self._training.jobs())
+            trainings = [_job(job) for job in self._training.jobs()]
+            jobs = (*trainings, *(_prelabelling(run) for run in self._prelabelling.jobs()))
             workers = self._training.counts().workers
         except QueueUnavailableError as error:
             jobs, reason = None, error.public
@@ -132,7 +146,8 @@ class PageSource:
             serving = 0  # a version of another checkpoint is current, but does not serve
         elif answered is not None and answered.number != serving:
             name = ""  # of before the last publication
-        last, event = self._history.latest(project_id), activity.event
+        last, event = self._history.latest(project_id, "train"), activity.event
+        prelabelled = self._history.latest(project_id, "prelabel")
         return ProjectView(
             project_id=project_id,
             title=title,
@@ -140,22 +155,22 @@ class PageSource:
             serving_name=name,
             versions=versions,
             acceptance=self._acceptance.get(project_id),
-            last_training=None if last is None else self._training_note(last),
+            last_training=None if last is None else self._job_note(last),
+            last_prelabelling=None if prelabelled is None else self._job_note(prelabelled),
             last_event=None if event is None else Note(f"{event.action}, {event.outcome}", event.at),
-            last_error=self._last_error(last, activity),
+            last_error=self._last_error([last, prelabelled], activity),
             problem=problem,
         )
 
-    def _training_note(self, record: JobRecord) -> Note:
+    def _job_note(self, record: JobRecord) -> Note:
         # Reasons are written for the operator, and may name a file.
         reason = record.reason.replace(str(self._data_dir), "the data directory")
         return Note(f"{record.outcome}: {reason}", record.ended_at)
 
-    def _last_error(self, last: JobRecord | None, activity: ProjectActivity) -> Note | None:
+    def _last_error(self, last: Sequence[JobRecord | None], activity: ProjectActivity) -> Note | None:
         error = activity.error
         notes = [] if error is None else [Note(f"{error.reason} ({error.stage})", error.at)]
-        if last is not None and last.outcome == "failed":
-            notes.append(self._training_note(last))
+        notes += [self._job_note(record) for record in last if record is not None and record.outcome == "failed"]
         return max(notes, key=lambda note: note.at or self._started, default=None)
 
 
@@ -168,7 +183,22 @@ def _job(job: LiveJob) -> JobView:
         phase=str(job.progress.get("phase") or ""),
         percent=float(percent) if isinstance(percent, (int, float)) and job.state == "running" else None,
         since=job.started_at if job.state == "running" else job.enqueued_at,
-        problem=job.problem,
+        problem=f"The last attempt failed: {job.problem}" if job.problem else "",
+    )
+
+
+def _prelabelling(run: PrelabelProgress) -> JobView:
+    left = "" if run.seconds_left is None else f"about {words.span(timedelta(seconds=run.seconds_left))} left"
+    rate = "" if not run.rate_per_s else f", {run.rate_per_s:.1f} tasks a second"
+    return JobView(
+        kind="pre-labelling",
+        project_id=run.project_id,
+        state=run.state,
+        phase=f"{run.done} of {words.count(run.total, 'task')}{rate}",
+        percent=100 * run.done / run.total if run.total else None,
+        since=run.started_at,
+        left=left,
+        problem=run.problem,
     )
 
 

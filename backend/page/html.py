@@ -153,7 +153,7 @@ def _job(job: JobView, title: str, now: datetime) -> h.Node:
         job.percent is not None
         and h.progress(max="100", value=f"{job.percent:.0f}", aria_label=f"{job.kind}: {job.percent:.0f} %"),
         h.div(".soft.small")[", ".join(facts), job.since is not None and [", since ", words.ago(job.since, now)]],
-        job.problem and h.div(".small")["The last attempt failed: ", job.problem],
+        job.problem and h.div(".small")[job.problem],
     ]
 
 

@@ -225,6 +225,7 @@ def _happened(project: ProjectView, now: datetime) -> h.Node:
     rows = [
         ("Last event", project.last_event, "none since the server started"),
         ("Last training", project.last_training, "none yet"),
+        *([("Last pre-labelling", project.last_prelabelling, "")] if project.last_prelabelling else []),
         ("Last error", project.last_error, "none"),
     ]
     return [

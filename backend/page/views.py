@@ -92,6 +92,7 @@ class ProjectView:
         versions: oldest first.
         acceptance: what annotators made of the predictions.
         last_training: what the last training came to.
+        last_prelabelling: the same of pre-labelling; None where there was none.
         last_event: the last event of Label Studio's.
         last_error: the last error.
         problem: why the project cannot be served at all, like a labelling config that cannot be used; "" if it can.
@@ -104,6 +105,7 @@ class ProjectView:
     versions: tuple[VersionView, ...] = ()
     acceptance: Acceptance = field(default_factory=Acceptance)
     last_training: Note | None = None
+    last_prelabelling: Note | None = None
     last_event: Note | None = None
     last_error: Note | None = None
     problem: str = ""

@@ -13,17 +13,36 @@ from typing import Any
 import pytest
 import torch
 
+import backend.app
 from backend.acceptance import Acceptance, AcceptanceStore
 from backend.job_history import JobHistory, JobRecord
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioUnreachableError
 from backend.label_studio.titles import ProjectTitles
 from backend.page import gather
+from backend.prelabel_queue import PrelabelProgress
 from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionStore
 from tests.backend.page.views import record
-from tests.backend.test_api import Server, serving
+from tests.backend.serving import Server, serving
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+
+
+class Runs:
+    """Stands for `backend.handing_over.PrelabelLink`."""
+
+    def __init__(self) -> None:
+        self.live: list[PrelabelProgress] = []
+
+    def jobs(self) -> list[PrelabelProgress]:
+        return self.live
+
+
+@pytest.fixture(autouse=True)
+def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
+    made = Runs()
+    monkeypatch.setattr(backend.app, "PrelabelLink", lambda connect: made)
+    return made
 
 
 @pytest.fixture
@@ -47,10 +66,10 @@ def publish(data_dir: Path, *, better: bool = True) -> None:
     store.publish(7, version, store.next_token(7))
 
 
-def ended(data_dir: Path, outcome: Any, reason: str) -> None:
+def ended(data_dir: Path, outcome: Any, reason: str, job_id: str = "train-p7-1") -> None:
     now = datetime.now(UTC)
     JobHistory(data_dir).add(
-        JobRecord(job_id="j", project_id=7, outcome=outcome, reason=reason, started_at=now, ended_at=now)
+        JobRecord(job_id=job_id, project_id=7, outcome=outcome, reason=reason, started_at=now, ended_at=now)
     )
 
 
@@ -124,6 +143,35 @@ def test_a_damaged_version_is_said_and_the_rest_still_stands(server: Server, tmp
     found = page(server)
     assert "Its versions cannot be read" in found
     assert str(tmp_path) not in found
+
+
+def test_pre_labelling_has_its_progress_and_what_became_of_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
+) -> None:
+    run = PrelabelProgress(
+        project_id=7,
+        run_id="prelabel-1",
+        state="running",
+        started_at=datetime.now(UTC),
+        total=400,
+        done=100,
+        posted=90,
+        failed=10,
+        rate_per_s=2.5,
+        seconds_left=120.0,
+        versions={},
+        problem="Label Studio is away",
+    )
+    runs.live.append(run)
+    ended(tmp_path, "pre-labelled", "90 predictions imported", job_id="prelabel-0")
+    ended(tmp_path, "too few", "too few corrections: 3 of 8")
+    with serving(tmp_path, monkeypatch) as server:
+        found = page(server.ready())
+    assert '<progress max="100" value="25"' in found
+    assert "running, 100 of 400 tasks, 2.5 tasks a second, 25 %, about 2 minutes left" in found
+    assert "Label Studio is away" in found
+    assert "pre-labelled: 90 predictions imported" in found
+    assert "too few: too few corrections: 3 of 8" in found
 
 
 def test_a_queue_that_is_down_is_said(server: Server) -> None:
