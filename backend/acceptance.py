@@ -247,9 +247,23 @@ class Tally:
         return self.kept / self.predicted if self.predicted else None
 
     @property
+    def missed_share(self) -> float | None:
+        """Of the annotated labels the share that the predictions lacked, 0 to 1; None without any."""
+        annotated = self.kept + self.changed + self.added
+        return self.added / annotated if annotated else None
+
+    @property
     def iou(self) -> float | None:
         """Mean IoU of the predicted masks with what became of them, a removed one counting 0; None without any."""
         return math.fsum(self._ious) / len(self._ious) if self._ious else None
+
+
+def only(records: Iterable[Record], *, choices: bool) -> list[Record]:
+    """The records with their choices alone, or with all but these; those that have nothing left are left out."""
+    kept = (
+        (record, tuple(outcome for outcome in record.labels if (outcome.iou is None) == choices)) for record in records
+    )
+    return [record.model_copy(update={"labels": labels}) for record, labels in kept if labels]
 
 
 def overall(records: Iterable[Record]) -> Tally:

@@ -116,6 +116,7 @@ def create_app(
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         store.start()
+        page.start()
         if link is not None:
             link.start()
         yield

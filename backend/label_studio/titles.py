@@ -13,6 +13,8 @@ from backend.label_studio.errors import LabelStudioError
 log = logging.getLogger(__name__)
 
 _KEEP_S = 300.0
+_AGAIN_S = 10.0
+"""After a failure."""
 _MOST = 2_000
 
 
@@ -30,20 +32,20 @@ class ProjectTitles:
         self._keep_s = keep_s
         self._lock = threading.Lock()
         self._titles: dict[int, str] = {}
-        self._fetched_at: float | None = None
+        self._due_at = 0.0
         self._fetching = False
 
     def __call__(self) -> Mapping[int, str]:
         """Titles by project, at once; renewed in the background when they are old."""
         with self._lock:
-            old = self._fetched_at is None or time.monotonic() - self._fetched_at > self._keep_s
-            if old and not self._fetching and self._connect is not None:
+            if time.monotonic() >= self._due_at and not self._fetching and self._connect is not None:
                 self._fetching = True
                 threading.Thread(target=self._fetch, args=(self._connect,), name="titles", daemon=True).start()
             return dict(self._titles)
 
     def _fetch(self, connect: Callable[[], LabelStudioClient]) -> None:
         titles: dict[int, str] = {}
+        keep_s = self._keep_s
         try:
             with connect() as client:
                 for project in client.projects():
@@ -52,7 +54,8 @@ class ProjectTitles:
                         break
         except (LabelStudioError, KeyError, TypeError, ValueError) as error:
             log.info("the titles of the projects are not known: %s", error)
+            keep_s = min(keep_s, _AGAIN_S)
         with self._lock:
             self._titles = {**self._titles, **titles}
-            self._fetched_at = time.monotonic()
+            self._due_at = time.monotonic() + keep_s
             self._fetching = False

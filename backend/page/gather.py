@@ -76,6 +76,10 @@ class PageSource:
         self._clock = clock
         self._started = clock()
 
+    def start(self) -> None:
+        """Have the titles fetched, so that the first page has them already."""
+        self._titles()
+
     def view(self, project_id: int | None = None) -> StatusView:
         """What there is to see now.
 
@@ -165,7 +169,8 @@ class PageSource:
     def _job_note(self, record: JobRecord) -> Note:
         # Reasons are written for the operator, and may name a file.
         reason = record.reason.replace(str(self._data_dir), "the data directory")
-        return Note(f"{record.outcome}: {reason}", record.ended_at)
+        said = reason if reason.startswith(record.outcome) else f"{record.outcome}: {reason}"
+        return Note(said, record.ended_at)
 
     def _last_error(self, last: Sequence[JobRecord | None], activity: ProjectActivity) -> Note | None:
         error = activity.error

@@ -135,7 +135,7 @@ def _problems(view: StatusView) -> h.Node:
     if view.workers == 0:
         found.append((True, ["No worker runs: corrections wait in the queue. Start ", h.code["vlm worker"], "."]))
     found += [(True, problem) for problem in view.problems]
-    return [h.p(".alert", class_={"bad": bad})[text] for bad, text in found]
+    return [h.p(class_=["alert", {"bad": bad}])[text] for bad, text in found]
 
 
 def _queue(view: StatusView) -> h.Node:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 
 import htpy as h
 
-from backend.acceptance import Period, Tally, by_label, by_version, over_time, overall
+from backend.acceptance import Period, Record, Tally, by_label, by_version, only, over_time, overall
 from backend.page import words
 from backend.page.charts import acceptance_chart, outcome_bar, sparkline
 from backend.page.views import Note, ProjectView, VersionView
@@ -32,40 +32,46 @@ def project_card(project: ProjectView, now: datetime) -> h.Element:
         ],
         project.problem and h.p(".alert.bad")[project.problem],
         _acceptance(project, now),
-        _happened(project, now),
     ]
 
 
 def _acceptance(project: ProjectView, now: datetime) -> h.Node:
     records = project.acceptance.records
-    if not any(record.labels for record in records):
-        return [_nothing_accepted(project), _versions(project, now)]
-    versions = by_version(records)
-    served = versions.get(project.serving, Tally())
-    shown, whose = (served, words.version(project.serving)) if served.images else (overall(records), "all versions")
-    base = versions.get(0) if project.serving and served.images else None
-    periods = over_time(records)
-    first_seen = [(number, _first(periods, number, project)) for number in versions]
-    afresh = sum(record.afresh for record in records)
+    masks, choices = only(records, choices=False), only(records, choices=True)
+    main = masks or choices  # the figures are of one kind: choices are kept far more often than masks
+    if not main:
+        return [_nothing_accepted(project), _versions(project, main, now), _happened(project, now)]
+    versions = by_version(main)
+    serves = versions.get(project.serving)
+    shown, whose = (overall(main), "all versions") if serves is None else (serves, words.version(project.serving))
+    base = versions.get(0) if project.serving and serves is not None else None
+    chosen = None
+    if masks and choices:
+        chosen = overall(choices) if serves is None else by_version(choices).get(project.serving)
+    periods, afresh = over_time(main), sum(record.afresh for record in records)
+    first_seen = [(number, _first(periods, number, main)) for number in versions]
     return [
-        _tiles(shown, base),
+        _tiles(shown, base, chosen, "masks" if masks else "choices"),
         h.p(".soft.small")[
             f"What annotators made of the predictions of {whose}, in {words.count(shown.images, 'annotation')}.",
             shown.images < FEW and " So few say little yet.",
-            afresh
+            afresh > 0
             and f" {afresh} of all {len(records)} annotations were drawn beside a prediction, not begun from it: these "
             "seldom keep anything.",
         ],
         h.div(".columns")[
-            h.div[
+            h.div(".over-time")[
                 h.h3["Over time"],
                 acceptance_chart(periods, first_seen),
                 h.ul(".legend")[
-                    h.li(".k")["kept"], h.li(".c")["changed"], h.li(".r")["removed"], h.li(".i")["mean IoU"]
+                    h.li(".k")["kept"],
+                    h.li(".c")["changed"],
+                    h.li(".r")["removed"],
+                    bool(masks) and h.li(".i")["mean IoU"],
                 ],
-                _versions(project, now),
             ],
-            h.div[h.h3["Per label, all versions"], _labels(project, periods)],
+            h.div(".labels")[h.h3["Per label, all versions"], _labels(records, over_time(masks))],
+            h.div(".rest")[_versions(project, main, now), _happened(project, now)],
         ],
         project.acceptance.read_at is not None
         and h.p(".soft.small")["Annotations were read ", words.ago(project.acceptance.read_at, now), "."],
@@ -97,29 +103,38 @@ def _nothing_accepted(project: ProjectView) -> h.Node:
     return _empty(h.p[h.strong["Does the model help? "], said], h.p(".small")[ask])
 
 
-def _tiles(tally: Tally, base: Tally | None) -> h.Node:
-    before = base is not None and base.images > 0
-    drawn = tally.kept + tally.changed + tally.added
-    missed = tally.added / drawn if drawn else None
-    base_drawn = base.kept + base.changed + base.added if base is not None else 0
+def _tiles(tally: Tally, base: Tally | None, chosen: Tally | None, what: str) -> h.Node:
+    """The large figures.
+
+    Args:
+        tally: of the version that serves.
+        base: of the base model, to compare with; None where it serves, or nothing is known.
+        chosen: of choices, where `tally` is of masks.
+        what: "masks" or "choices".
+    """
+
+    def than(figure: Callable[[Tally], str]) -> h.Node:
+        return base is not None and f"base model {figure(base)}"
+
     return h.dl(".tiles")[
         _tile(
             "Kept as predicted",
             words.percent(tally.kept_share),
-            f"{tally.kept} of {words.count(tally.predicted, 'label')}",
-            before and base is not None and f"base model {words.percent(base.kept_share)}",
+            f"{tally.kept} of {tally.predicted} {what}",
+            than(lambda one: words.percent(one.kept_share)),
+            chosen is not None and f"choices {words.percent(chosen.kept_share)}",
         ),
         _tile(
             "IoU with the annotation",
             words.iou(tally.iou),
             "1 is the same, 0 is none",
-            before and base is not None and f"base model {words.iou(base.iou)}",
+            than(lambda one: words.iou(one.iou)),
         ),
         _tile(
             "Missed",
-            words.percent(missed),
+            words.percent(tally.missed_share),
             f"{tally.added} added by hand",
-            before and base is not None and base_drawn > 0 and f"base model {words.percent(base.added / base_drawn)}",
+            than(lambda one: words.percent(one.missed_share)),
         ),
     ]
 
@@ -128,12 +143,15 @@ def _tile(name: str, value: str, *below: h.Node) -> h.Node:
     return h.div[h.dt[name], h.dd(".big")[value], [h.dd(".sub")[line] for line in below if line]]
 
 
-def _labels(project: ProjectView, periods: Sequence[Period]) -> h.Node:
+def _labels(records: Sequence[Record], periods: Sequence[Period]) -> h.Node:
+    """A row a label; `periods` are those of the masks, for their small lines."""
+    found = by_label(records)
+    lines = {label: sparkline(periods, label) for label, is_choice in found if not is_choice}
+    some = any(lines.values())
     rows = []
-    for (label, is_choice), tally in by_label(project.acceptance.records).items():
+    for (label, is_choice), tally in found.items():
         counts = [f"{n} {what}" for n, what in ((tally.changed, "changed"), (tally.removed, "removed")) if n]
         counts += [f"{tally.added} added"] if tally.added else []
-        own = None if is_choice else sparkline(periods, label)
         rows.append(
             h.tr[
                 h.td[
@@ -144,30 +162,26 @@ def _labels(project: ProjectView, periods: Sequence[Period]) -> h.Node:
                 ],
                 h.td(".n")[words.percent(tally.kept_share)],
                 h.td(".n")[words.iou(tally.iou)],
-                h.td(".wide")[own],
+                some and h.td(".wide")[None if is_choice else lines[label]],
             ]
         )
     return h.table[
-        h.thead[h.tr[h.th["Label"], h.th(".n")["Kept"], h.th(".n")["IoU"], h.th(".wide")["IoU over time"]]],
+        h.thead[h.tr[h.th["Label"], h.th(".n")["Kept"], h.th(".n")["IoU"], some and h.th(".wide")["IoU over time"]]],
         h.tbody[rows],
     ]
 
 
-def _first(periods: Sequence[Period], version: int, project: ProjectView) -> int:
+def _first(periods: Sequence[Period], version: int, records: Sequence[Record]) -> int:
     """The period in which predictions of a version were first corrected."""
-    first = min(record.made_at for record in project.acceptance.records if record.version == version)
+    first = min(record.made_at for record in records if record.version == version)
     return next(i for i, period in enumerate(periods) if first < period.start + period.length)
 
 
-def _versions(project: ProjectView, now: datetime) -> h.Node:
+def _versions(project: ProjectView, records: Sequence[Record], now: datetime) -> h.Node:
+    """A row a version, with the acceptance that `records` tell of."""
     if not project.versions:
-        reason = project.last_training
-        return [
-            h.h3["Versions"],
-            h.p["Nothing has been learned yet: the base model serves."],
-            reason is not None and h.p(".soft.small")["The last training: ", _note(reason, now)],
-        ]
-    accepted = by_version(project.acceptance.records)
+        return [h.h3["Versions"], h.p["Nothing has been learned yet: the base model serves."]]
+    accepted = by_version(records)
     latest = list(reversed(project.versions[-SHOWN_VERSIONS:]))
     latest += [item for item in project.versions[:-SHOWN_VERSIONS] if item.number == project.serving]
     rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in latest]

@@ -18,6 +18,7 @@ from backend.acceptance import (
     Record,
     by_label,
     by_version,
+    only,
     over_time,
     overall,
 )
@@ -129,6 +130,14 @@ def test_sums() -> None:
     assert (nothing.kept_share, nothing.iou, nothing.images) == (None, None, 0)
     only_choices = overall([record(1, ("day", "kept", None))])
     assert (only_choices.kept_share, only_choices.iou) == (1.0, None)
+
+
+def test_masks_and_choices_apart() -> None:
+    assert [record.annotation for record in only(RECORDS, choices=True)] == [1, 3]
+    masks = overall(only(RECORDS, choices=False))
+    assert (masks.kept, masks.changed, masks.removed, masks.added) == (2, 1, 1, 1)
+    assert masks.missed_share == 1 / 4
+    assert overall([]).missed_share is None
 
 
 def test_sums_per_label_and_per_version() -> None:

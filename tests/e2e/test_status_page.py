@@ -100,9 +100,10 @@ def test_the_page_tells_what_annotators_made_of_the_better_version(
             page = browser.new_page(viewport={"width": width, "height": 900})
             page.on("console", lambda message: said.append(message.text))
             page.goto(f"{stack.backend_url}/?project={project_id}&refresh=off")
-            text = page.locator(f"#project-{project_id}").inner_text()
+            while "Coloured shapes" not in (text := page.locator(f"#project-{project_id}").inner_text()):
+                assert time.monotonic() < deadline, text  # Label Studio's title comes in the background
+                page.reload()
             assert f"Version {name.number} serves as {served}" in " ".join(text.split())
-            assert "Coloured shapes" in text  # Label Studio's title
             assert "drawn beside a prediction" not in text
             assert page.evaluate("document.documentElement.scrollWidth") == width
             if folder := os.environ.get("VLM_PICTURES"):

@@ -13,6 +13,7 @@ import pytest
 from backend.acceptance import Acceptance, over_time, overall
 from backend.page.charts import acceptance_chart, outcome_bar, outcome_words, sparkline
 from backend.page.html import render, security_policy
+from backend.page.project import FEW
 from backend.page.views import JobView, ProjectView, VersionView
 from tests.backend.page.views import HOSTILE, NOW, busy, record, status
 
@@ -104,14 +105,27 @@ def test_the_version_that_serves_is_shown_beside_the_base_model() -> None:
     version = VersionView(1, NOW - timedelta(days=2), True, "", gain=0.1, images=11)
     project = ProjectView(7, title="Zoo", serving=1, versions=(version,), acceptance=Acceptance(records=records))
     page = words(render(status(project)))
-    assert "Kept as predicted 75 % 3 of 4 labels base model 0 %" in page
+    assert "Kept as predicted 75 % 3 of 4 masks base model 0 %" in page
     assert "IoU with the annotation 0.90 1 is the same, 0 is none base model 0.50" in page
     assert "Missed 0 % 0 added by hand base model 50 %" in page
-    assert "predictions of version 1, in 2 annotations. So few say little yet." in page
+    assert "predictions of version 1, in 2 annotations. So few say little yet. Over time" in page
     assert "cat 2 kept, 1 changed 67 % 0.83" in page
     assert "dog 1 kept, 1 changed, 1 added 50 % 0.80" in page
     assert "version 1 serves 2 days ago , compared on 11 images +0.100 75 % 0.90" in page
     assert "base model \N{EN DASH} 0 % 0.50" in page
+
+
+def test_choices_do_not_swell_the_figures_of_masks() -> None:
+    both = tuple(record(n, ("cat", "changed", 0.5), ("day", "kept", None)) for n in range(FEW))
+    page = words(render(status(ProjectView(7, acceptance=Acceptance(records=both)))))
+    assert f"Kept as predicted 0 % 0 of {FEW} masks choices 100 %" in page
+    assert "IoU with the annotation 0.50" in page
+    assert "kept changed removed mean IoU" in page
+    alone = tuple(record(n, ("day", "kept" if n else "removed", None)) for n in range(FEW))
+    page = words(render(status(ProjectView(7, acceptance=Acceptance(records=alone)))))
+    assert f"Kept as predicted 90 % 9 of {FEW} choices" in page
+    assert "IoU with the annotation \N{EN DASH}" in page
+    assert "mean IoU" not in page.split("What the words mean")[0]
 
 
 def test_annotations_drawn_afresh_are_owned_up_to() -> None:
@@ -134,7 +148,9 @@ def test_annotations_drawn_afresh_are_owned_up_to() -> None:
     ],
 )
 def test_what_is_wrong_stands_on_top(fields: dict[str, object], said: str) -> None:
-    assert said in words(render(status(**fields)))
+    page = render(status(**fields))
+    assert said in words(page)
+    assert ('<p class="alert' in page) == ("chosen" not in fields and "others" not in fields)
 
 
 def test_jobs_have_their_progress() -> None:

@@ -132,8 +132,8 @@ def test_versions_acceptance_and_the_last_training_come_from_the_disk(server: Se
     assert "+0.125" in found
     assert "compared on 9 images" in found
     assert "Red 0.25 → 0.75" in found
-    assert "1 of 2 labels" in found
-    assert found.count("failed: the data directory/projects/7: No space left on device") == 2  # training and error
+    assert "1 of 2 masks" in found
+    assert found.count("failed: the data directory/projects/7: No space left on device") == 2  # training, error
     assert str(tmp_path) not in found
 
 
@@ -171,7 +171,7 @@ def test_pre_labelling_has_its_progress_and_what_became_of_the_last(
     assert "running, 100 of 400 tasks, 2.5 tasks a second, 25 %, about 2 minutes left" in found
     assert "Label Studio is away" in found
     assert "pre-labelled: 90 predictions imported" in found
-    assert "too few: too few corrections: 3 of 8" in found
+    assert ": too few corrections: 3 of 8" in found
 
 
 def test_a_queue_that_is_down_is_said(server: Server) -> None:
