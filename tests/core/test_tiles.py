@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ import vlm_core
 from tests.core.factories import make_clipseg_directory
 from vlm_core import InputError
 from vlm_core.demo.scenes import Scene, generate_scene
-from vlm_core.tiles import Windows, add_windows, choose_windows
+from vlm_core.tiles import Box, Windows, add_windows, choose_windows, join_windows
 
 SIZES = st.integers(1, 900)
 SIDES = st.integers(16, 400)
@@ -104,6 +105,24 @@ def test_windows_add_what_is_small_and_nothing_large() -> None:
     assert float(answer[35:85, 25:95].max()) < 0
     before[:, 4:8, 3:9] = 3.0
     assert float(add_windows(before, windows, (1000, 1000), 200.0)[0, 45:75, 35:85].min()) == 3.0
+
+
+def test_windows_of_each_width_add_to_the_views_before() -> None:
+    """What fills every window was large enough for the whole view, which saw nothing."""
+    levels = choose_windows((1000, 1000), (64, 64), 250)
+    assert len(levels) == 2
+    whole = torch.full((2, 64, 64), -5.0)
+    asked: list[int] = []
+
+    def answers(boxes: Sequence[Box]) -> list[torch.Tensor]:
+        asked.append(len(boxes))
+        return [torch.full((2, 64, 64), 4.0) for _ in boxes]
+
+    joined = join_windows(whole, levels, 16, answers)
+    torch.testing.assert_close(joined, torch.full_like(joined, -4.0), atol=1e-5, rtol=0)
+    assert joined.shape[1:] == levels[-1].grid_hw((64, 64))
+    assert asked == [len(level) for level in levels]
+    assert join_windows(whole, (), 16, answers) is whole
 
 
 def test_windows_are_chosen_from_wide_to_narrow() -> None:

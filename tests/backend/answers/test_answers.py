@@ -127,6 +127,10 @@ def test_a_taxonomy_is_answered_with_the_path_of_its_best_leaf(tmp_path: Path) -
         assert result["type"] == "taxonomy"
         assert "original_width" not in result
         bench.close()
+    bench = coloured(tmp_path / "white", "white")  # what describes it best is no leaf
+    (result,) = bench.one([control("taxonomy", *KINDS)], {"image": "plain"})
+    assert len(result["value"]["taxonomy"][0]) == 2
+    bench.close()
 
 
 def test_a_taxonomy_of_several_answers_gives_all_near_the_best(tmp_path: Path) -> None:
