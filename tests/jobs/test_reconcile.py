@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import redis
+from fastapi.testclient import TestClient
 
+from backend.app import create_app
 from backend.job_history import JobHistory
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import DESCRIPTION
@@ -250,6 +252,26 @@ def test_a_redis_that_lost_everything_loses_no_training(
     connection.flushall()
     assert run().requested == [7]
     connection.flushall()
+    assert run().requested == [7]
+
+
+def test_events_that_came_while_redis_was_down_are_found_later(
+    run: Callable[[], Found], settings: Settings, queue: TrainingQueue
+) -> None:
+    """The whole chain: a server without Redis acknowledges, ends, and the reconcile job finds what it told nobody."""
+    alone = settings.model_copy(
+        update={"redis_url": "redis://127.0.0.1:1", "checkpoint": str(settings.data_dir / "none")}
+    )
+    with TestClient(create_app(alone)) as server:
+        body = {"action": "ANNOTATION_CREATED", "project": {"id": 7}}
+        assert server.post("/webhook", json=body).status_code == 200
+        reply = server.post("/webhook", json={**body, "action": "START_TRAINING"})
+        assert reply.status_code == 503
+        assert "Redis" in reply.json()["error"]
+        until(lambda: server.get("/status").json()["projects"]["7"]["last_error"] is not None, "the event is tried")
+        setup = {"project": "7.17", "schema": "<View/>", "extra_params": None}
+        assert server.post("/setup", json=setup).status_code == 503  # the model is not there; the project is known
+    assert queue.jobs() == []
     assert run().requested == [7]
 
 

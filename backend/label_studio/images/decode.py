@@ -6,6 +6,7 @@ Only the header is read before the size is checked, so that a small file cannot 
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -141,9 +142,11 @@ def _opened(data: bytes, max_pixels: int, name: str) -> Iterator[Image.Image]:
             yield image
     except UnidentifiedImageError:
         raise ImageDecodeError(f"{name} is {_what(data)}. Use JPEG, PNG, WebP, GIF, BMP or TIFF") from None
-    except Image.DecompressionBombError:
+    except Image.DecompressionBombError as error:  # far too many: Pillow does not even tell width and height
+        has = re.search(r"\d+ pixels", str(error))
         raise ImageTooLargeError(
-            f"{name} claims far more than the {max_pixels} pixels allowed (VLM_IMAGE_MAX_PIXELS)"
+            f"{name} has {has.group() if has else 'far more'}, more than the {max_pixels} allowed "
+            "(VLM_IMAGE_MAX_PIXELS). Import a smaller version"
         ) from None
     except (ImageTooLargeError, ImageDecodeError):
         raise
