@@ -32,6 +32,14 @@ MAX_MASK_PIXELS = 400_000_000
 
 BARE_SHAPES = frozenset({"brush", "bitmask", "polygon", "rectangle", "ellipse", "keypoint", "vector", "magicwand"})
 """Types of regions whose labels come from another result."""
+_TOLD_BY = {
+    "rle": "brush",
+    "imageDataURL": "bitmask",
+    "points": "polygon",
+    "radiusX": "ellipse",
+    "height": "rectangle",
+}
+"""The field of a value that only one shape has."""
 _ANSWERS = frozenset({"taxonomy", "textarea", "ranker", "rating", "number", "datetime", "pairwise"})
 
 
@@ -199,6 +207,7 @@ class _ResultReader:
         if region.get("image_rotation"):
             raise _UnreadableError(f"it was drawn on the image rotated by {region['image_rotation']} degrees")
         size_hw = self._size_of(region)
+        kind = _drawn_as(kind, value)
         mask = region_mask(kind, value, size_hw)
         self._size_hw = size_hw
         for label in labels:
@@ -263,6 +272,17 @@ def _value(region: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _texts(value: object) -> list[str]:
     return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+
+
+def _drawn_as(kind: str, value: Mapping[str, Any]) -> str:
+    """The type that fits what a value holds.
+
+    Accepting an answer of the model, the editor adds the label that is selected to it, also that of another tool: a
+    `rectanglelabels` with the run-length code of the brush region that it belongs to.
+    """
+    held = [shape for field, shape in _TOLD_BY.items() if field in value]
+    own = kind.removesuffix("labels")
+    return kind if not held or own in held else kind.replace(own, held[0], 1) if own else kind
 
 
 def region_mask(kind: str, value: Mapping[str, Any], size_hw: tuple[int, int]) -> Mask:

@@ -153,6 +153,35 @@ def test_regions_of_one_label_are_united_whatever_drew_them() -> None:
     assert read.masks["Sign"].sum() == 1
 
 
+def test_a_label_of_another_tool_is_drawn_as_the_region_that_it_was_added_to() -> None:
+    """So the editor saves an accepted answer while a label of another tool is selected."""
+    mask = np.eye(8, 10) > 0
+    answer = brush_region(mask, MASK, "Tree", 0.5)
+    shape = {"format": "rle", "rle": answer["value"]["rle"]}
+    box = rectangle_region((2, 2, 3, 3), (8, 10), BOX, "Sign", 0.5)
+    corners = {key: item for key, item in box["value"].items() if key != "rectanglelabels"}
+    read = masks_from_results(
+        [
+            answer,
+            {**answer, "from_name": "point", "type": "keypointlabels", "value": {**shape, "keypointlabels": ["Tree"]}},
+            {**answer, "from_name": "box", "type": "rectanglelabels", "value": {**shape, "rectanglelabels": ["Sign"]}},
+            {
+                **box,
+                "id": "other",
+                "from_name": "mask",
+                "type": "brushlabels",
+                "value": {**corners, "brushlabels": ["C"]},
+            },
+        ],
+        PLAN,
+    )
+    assert read.unread == ()
+    assert np.array_equal(read.masks["Tree"], mask)
+    assert np.array_equal(read.masks["Sign"], mask)
+    assert np.argwhere(read.masks["C"]).tolist() == [[2, 2]]
+    assert read.sources["Sign"] == frozenset({"brushlabels"})
+
+
 def test_labels_are_found_by_alias_and_by_value() -> None:
     for name in ("C", "Car"):
         made = region(
