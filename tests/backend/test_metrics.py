@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pytest
+import yaml
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -134,6 +136,23 @@ def test_metrics_ask_for_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyP
     with serving(tmp_path, monkeypatch, basic_auth_user="me", basic_auth_pass="pass") as server:
         assert server.client.get("/metrics").status_code == 401
         assert server.client.get("/metrics", auth=("me", "pass")).status_code == 200
+
+
+def test_the_documentation_names_every_metric_and_asks_for_no_other(server: Server) -> None:
+    server.predict("squares", "gone")
+    server.event("ANNOTATION_CREATED")
+    page = (Path(__file__).parents[2] / "docs" / "monitoring.md").read_text()
+    samples = {key[0] for key in values(server.client) if key[0].startswith("vlm_")}
+    families = {re.sub(r"_(bucket|sum|count)$", "", name) for name in samples if not name.endswith("_created")}
+    described = set(re.findall(r"^\| `(vlm_\w+)` \|", page, re.MULTILINE))
+    assert described == families
+    assert set(re.findall(r"\bvlm_\w+", page)) <= samples | families
+    for reason in get_args(Reason):
+        assert f"`{reason}`" in page, reason
+    for stage in STAGES:
+        assert re.search(rf"^\| `{stage}` \|", page, re.MULTILINE), stage
+    for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL):
+        yaml.safe_load(block)
 
 
 # Predictions ------------------------------------------------------------------------------------------------
