@@ -33,7 +33,7 @@ class WebServer:
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     behaviour(self)
 
-            do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815
+            do_GET = do_HEAD = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815
 
             def log_message(self, *_: Any) -> None:
                 pass
