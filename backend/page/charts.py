@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timedelta
 
 import htpy as h
 
-from backend.acceptance import Period, Tally
+from backend.acceptance_figures import Period, Tally
 
 WIDTH, HEIGHT = 380, 176
 _LEFT, _RIGHT, _TOP, _BOTTOM = 34, 6, 18, 22
@@ -22,12 +22,12 @@ def outcome_bar(tally: Tally) -> h.Element:
     ]
 
 
-def acceptance_chart(periods: Sequence[Period], first_seen: Sequence[tuple[int, int]]) -> h.Element:
+def acceptance_chart(periods: Sequence[Period], first_seen: Mapping[int, int]) -> h.Element:
     """Acceptance over time: a bar a period with what became of the predicted labels, and the mean IoU as a line.
 
     Args:
         periods: at least one.
-        first_seen: version, and the index of the period in which its predictions were first corrected.
+        first_seen: per version the index of the period in which its predictions were first corrected.
     """
     inner_width, inner_height = WIDTH - _LEFT - _RIGHT, HEIGHT - _TOP - _BOTTOM
     step = inner_width / len(periods)
@@ -112,9 +112,9 @@ def _line(points: Sequence[tuple[float, float]]) -> h.Element:
     return h.polyline(".iou", points=" ".join(f"{_number(x)},{_number(y)}" for x, y in points))
 
 
-def _grouped(first_seen: Sequence[tuple[int, int]]) -> list[tuple[int, list[int]]]:
+def _grouped(first_seen: Mapping[int, int]) -> list[tuple[int, list[int]]]:
     found: dict[int, list[int]] = {}
-    for version, index in first_seen:
+    for version, index in sorted(first_seen.items()):
         found.setdefault(index, []).append(version)
     return sorted(found.items())
 

@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
-from backend.acceptance import AcceptanceStore
+from backend.acceptance import Acceptance, AcceptanceStore
+from backend.acceptance_figures import Summary, summarise
 from backend.activity import Activity, ProjectActivity
 from backend.api.handlers import QueueUnavailableError, Training
 from backend.job_history import JobHistory, JobRecord
@@ -67,6 +68,7 @@ class PageSource:
         self._versions = versions
         self._data_dir = data_dir
         self._acceptance = AcceptanceStore(data_dir)
+        self._summaries: dict[int, tuple[Acceptance, Summary]] = {}
         self._history = JobHistory(data_dir)
         self._activity = activity
         self._training = training
@@ -158,13 +160,21 @@ class PageSource:
             serving=serving,
             serving_name=name,
             versions=versions,
-            acceptance=self._acceptance.get(project_id),
+            acceptance=self._summary(project_id),
             last_training=None if last is None else self._job_note(last),
             last_prelabelling=None if prelabelled is None else self._job_note(prelabelled),
             last_event=None if event is None else Note(f"{event.action}, {event.outcome}", event.at),
             last_error=self._last_error([last, prelabelled], activity),
             problem=problem,
         )
+
+    def _summary(self, project_id: int) -> Summary:
+        """The figures, made anew only when the records have changed."""
+        records = self._acceptance.get(project_id)
+        known = self._summaries.get(project_id)
+        if known is None or known[0] is not records:
+            known = self._summaries[project_id] = (records, summarise(records))
+        return known[1]
 
     def _job_note(self, record: JobRecord) -> Note:
         # Reasons are written for the operator, and may name a file.

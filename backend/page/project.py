@@ -7,7 +7,7 @@ from datetime import datetime
 
 import htpy as h
 
-from backend.acceptance import Period, Record, Tally, by_label, by_version, only, over_time, overall
+from backend.acceptance_figures import Figures, Period, Summary, Tally
 from backend.page import words
 from backend.page.charts import acceptance_chart, outcome_bar, sparkline
 from backend.page.views import Note, ProjectView, VersionView
@@ -36,45 +36,40 @@ def project_card(project: ProjectView, now: datetime) -> h.Element:
 
 
 def _acceptance(project: ProjectView, now: datetime) -> h.Node:
-    records = project.acceptance.records
-    masks, choices = only(records, choices=False), only(records, choices=True)
-    main = masks or choices  # the figures are of one kind: choices are kept far more often than masks
-    if not main:
-        return [_nothing_accepted(project), _versions(project, main, now), _happened(project, now)]
-    versions = by_version(main)
-    serves = versions.get(project.serving)
-    shown, whose = (overall(main), "all versions") if serves is None else (serves, words.version(project.serving))
-    base = versions.get(0) if project.serving and serves is not None else None
+    known = project.acceptance
+    main = known.masks or known.choices  # of one kind: choices are kept far more often than masks
+    if main is None:
+        return [_nothing_accepted(project), _versions(project, None, now), _happened(project, now)]
+    serves = main.versions.get(project.serving)
+    shown, whose = (main.overall, "all versions") if serves is None else (serves, words.version(project.serving))
+    base = main.versions.get(0) if project.serving and serves is not None else None
     chosen = None
-    if masks and choices:
-        chosen = overall(choices) if serves is None else by_version(choices).get(project.serving)
-    periods, afresh = over_time(main), sum(record.afresh for record in records)
-    first_seen = [(number, _first(periods, number, main)) for number in versions]
+    if known.masks is not None and known.choices is not None:
+        chosen = known.choices.overall if serves is None else known.choices.versions.get(project.serving)
     return [
-        _tiles(shown, base, chosen, "masks" if masks else "choices"),
+        _tiles(shown, base, chosen, "masks" if known.masks else "choices"),
         h.p(".soft.small")[
             f"What annotators made of the predictions of {whose}, in {words.count(shown.images, 'annotation')}.",
             shown.images < FEW and " So few say little yet.",
-            afresh > 0
-            and f" {afresh} of all {len(records)} annotations were drawn beside a prediction, not begun from it: these "
-            "seldom keep anything.",
+            known.afresh > 0
+            and f" {known.afresh} of all {known.annotations} annotations were drawn beside a prediction, not begun "
+            "from it: these seldom keep anything.",
         ],
         h.div(".columns")[
             h.div(".over-time")[
                 h.h3["Over time"],
-                acceptance_chart(periods, first_seen),
+                acceptance_chart(main.periods, main.first_seen),
                 h.ul(".legend")[
                     h.li(".k")["kept"],
                     h.li(".c")["changed"],
                     h.li(".r")["removed"],
-                    bool(masks) and h.li(".i")["mean IoU"],
+                    known.masks is not None and h.li(".i")["mean IoU"],
                 ],
             ],
-            h.div(".labels")[h.h3["Per label, all versions"], _labels(records, over_time(masks))],
+            h.div(".labels")[h.h3["Per label, all versions"], _labels(known)],
             h.div(".rest")[_versions(project, main, now), _happened(project, now)],
         ],
-        project.acceptance.read_at is not None
-        and h.p(".soft.small")["Annotations were read ", words.ago(project.acceptance.read_at, now), "."],
+        known.read_at is not None and h.p(".soft.small")["Annotations were read ", words.ago(known.read_at, now), "."],
     ]
 
 
@@ -86,7 +81,7 @@ def _nothing_accepted(project: ProjectView) -> h.Node:
     )
     if known.read_at is None:
         said = "Nobody has corrected a prediction yet, or no worker has read it since."
-    elif known.records:
+    elif known.annotations:
         said = "Annotators and predictions agree that nothing is there: there is nothing to compare yet."
     elif missing := known.left_out.get("no prediction"):
         said = (
@@ -143,13 +138,13 @@ def _tile(name: str, value: str, *below: h.Node) -> h.Node:
     return h.div[h.dt[name], h.dd(".big")[value], [h.dd(".sub")[line] for line in below if line]]
 
 
-def _labels(records: Sequence[Record], periods: Sequence[Period]) -> h.Node:
-    """A row a label; `periods` are those of the masks, for their small lines."""
-    found = by_label(records)
-    lines = {label: sparkline(periods, label) for label, is_choice in found if not is_choice}
+def _labels(known: Summary) -> h.Node:
+    """A row a label."""
+    periods: Sequence[Period] = known.masks.periods if known.masks else ()
+    lines = {label: sparkline(periods, label) for label, is_choice in known.labels if not is_choice}
     some = any(lines.values())
     rows = []
-    for (label, is_choice), tally in found.items():
+    for (label, is_choice), tally in known.labels.items():
         counts = [f"{n} {what}" for n, what in ((tally.changed, "changed"), (tally.removed, "removed")) if n]
         counts += [f"{tally.added} added"] if tally.added else []
         rows.append(
@@ -171,17 +166,11 @@ def _labels(records: Sequence[Record], periods: Sequence[Period]) -> h.Node:
     ]
 
 
-def _first(periods: Sequence[Period], version: int, records: Sequence[Record]) -> int:
-    """The period in which predictions of a version were first corrected."""
-    first = min(record.made_at for record in records if record.version == version)
-    return next(i for i, period in enumerate(periods) if first < period.start + period.length)
-
-
-def _versions(project: ProjectView, records: Sequence[Record], now: datetime) -> h.Node:
-    """A row a version, with the acceptance that `records` tell of."""
+def _versions(project: ProjectView, figures: Figures | None, now: datetime) -> h.Node:
+    """A row a version, with what annotators made of its predictions."""
     if not project.versions:
         return [h.h3["Versions"], h.p["Nothing has been learned yet: the base model serves."]]
-    accepted = by_version(records)
+    accepted = {} if figures is None else figures.versions
     latest = list(reversed(project.versions[-SHOWN_VERSIONS:]))
     latest += [item for item in project.versions[:-SHOWN_VERSIONS] if item.number == project.serving]
     rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in latest]

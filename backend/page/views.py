@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
 
-from backend.acceptance import Acceptance
+from backend.acceptance_figures import Summary
 from backend.readiness import PartState
 
 
@@ -103,7 +103,7 @@ class ProjectView:
     serving: int = 0
     serving_name: str = ""
     versions: tuple[VersionView, ...] = ()
-    acceptance: Acceptance = field(default_factory=Acceptance)
+    acceptance: Summary = field(default_factory=Summary)
     last_training: Note | None = None
     last_prelabelling: Note | None = None
     last_event: Note | None = None

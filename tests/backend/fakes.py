@@ -186,10 +186,11 @@ class MemoryTraining:
 
 
 class MemoryPrelabelling:
-    """Nothing to pre-label, and a worker that would."""
+    """What is being pre-labelled: nothing at first, and a worker that would."""
 
     def __init__(self) -> None:
         self.down = False
+        self.live: list[PrelabelProgress] = []
 
     def counts(self) -> QueueCounts:
         if self.down:
@@ -199,7 +200,7 @@ class MemoryPrelabelling:
     def jobs(self) -> list[PrelabelProgress]:
         if self.down:
             raise QueueUnavailableError
-        return []
+        return self.live
 
 
 def squares(size_hw: tuple[int, int] = (60, 120)) -> Image.Image:

@@ -26,8 +26,10 @@ PROJECT = "7.1700000000"
 class Server:
     """The app over fakes, started."""
 
-    def __init__(self, client: TestClient, training: MemoryTraining, model: ColourModel) -> None:
-        self.client, self.training, self.model = client, training, model
+    def __init__(
+        self, client: TestClient, training: MemoryTraining, prelabelling: MemoryPrelabelling, model: ColourModel
+    ) -> None:
+        self.client, self.training, self.prelabelling, self.model = client, training, prelabelling, model
 
     def ready(self) -> Server:
         deadline = time.monotonic() + 10
@@ -71,12 +73,12 @@ def serving(
 
     monkeypatch.setattr(backend.app, "load_model", load)
     images = MemoryImages({"squares": squares(), "white": Image.new("RGB", (40, 30), "white")})
-    training = MemoryTraining()
+    training, prelabelling = MemoryTraining(), MemoryPrelabelling()
     app = create_app(
         Settings(data_dir=data_dir, **settings),
         images=images,
         training=training,
-        prelabelling=MemoryPrelabelling(),  # type: ignore[arg-type]  # what the server asks of it when nothing is late
+        prelabelling=prelabelling,  # type: ignore[arg-type]  # what the server asks of it when nothing is late
     )
     with TestClient(app, raise_server_exceptions=False) as client:
-        yield Server(client, training, model)
+        yield Server(client, training, prelabelling, model)

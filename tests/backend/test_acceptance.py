@@ -16,12 +16,8 @@ from backend.acceptance import (
     AcceptanceStore,
     Outcome,
     Record,
-    by_label,
-    by_version,
-    only,
-    over_time,
-    overall,
 )
+from backend.acceptance_figures import by_label, by_version, only, over_time, overall, summarise
 from backend.label_studio.config import parse_label_config
 from tests.backend.label_studio.regions import CONFIG, brush, choice
 
@@ -138,6 +134,20 @@ def test_masks_and_choices_apart() -> None:
     assert (masks.kept, masks.changed, masks.removed, masks.added) == (2, 1, 1, 1)
     assert masks.missed_share == 1 / 4
     assert overall([]).missed_share is None
+
+
+def test_a_summary_holds_them_all() -> None:
+    late = record(5, ("cat", "kept", 1.0), at=NOON + timedelta(minutes=20), version=2, afresh=True)
+    found = summarise(Acceptance(read_at=NOON, records=(*RECORDS, late), left_out={"bulk": 1}))
+    assert (found.read_at, found.annotations, found.afresh, found.left_out) == (NOON, 5, 1, {"bulk": 1})
+    assert found.masks is not None
+    assert found.choices is not None
+    assert (found.masks.overall.total, found.choices.overall.total) == (6, 2)
+    assert dict(found.masks.first_seen) == {0: 0, 1: 0, 2: 4}
+    assert list(found.choices.versions) == [0, 1]
+    assert found.labels == by_label((*RECORDS, late))
+    empty = summarise(Acceptance(records=(record(1),)))
+    assert (empty.annotations, empty.masks, empty.choices) == (1, None, None)
 
 
 def test_sums_per_label_and_per_version() -> None:

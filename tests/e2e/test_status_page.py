@@ -16,7 +16,8 @@ import pytest
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from backend.acceptance import AcceptanceStore, Tally, by_version
+from backend.acceptance import AcceptanceStore
+from backend.acceptance_figures import Tally, by_version
 from backend.demo.project import Picture, pictures, pictures_of_tasks, png
 from backend.demo.round_trip import RoundTrip, served_version
 from backend.demo.stack import Stack

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from backend.acceptance import AcceptanceStore, overall
+from backend.acceptance import AcceptanceStore
+from backend.acceptance_figures import overall
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import parse_label_config
 from backend.label_studio.images import ImageConfig, ImageFetcher

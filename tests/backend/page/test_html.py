@@ -10,7 +10,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from backend.acceptance import Acceptance, over_time, overall
+from backend.acceptance import Acceptance
+from backend.acceptance_figures import over_time, overall, summarise
 from backend.page.charts import acceptance_chart, outcome_bar, outcome_words, sparkline
 from backend.page.html import render, security_policy
 from backend.page.project import FEW
@@ -89,7 +90,7 @@ def test_no_project_says_how_to_connect_one() -> None:
     ],
 )
 def test_without_corrections_it_says_so_and_what_to_do_next(acceptance: Acceptance, said: str) -> None:
-    page = words(render(status(ProjectView(7, acceptance=acceptance))))
+    page = words(render(status(ProjectView(7, acceptance=summarise(acceptance)))))
     assert said in page
     assert "Actions > Retrieve Predictions" in page
     assert "Nothing has been learned yet" in page
@@ -103,7 +104,9 @@ def test_the_version_that_serves_is_shown_beside_the_base_model() -> None:
         record(3, ("cat", "kept", 1.0), ("dog", "kept", 1.0), version=1),
     )
     version = VersionView(1, NOW - timedelta(days=2), True, "", gain=0.1, images=11)
-    project = ProjectView(7, title="Zoo", serving=1, versions=(version,), acceptance=Acceptance(records=records))
+    project = ProjectView(
+        7, title="Zoo", serving=1, versions=(version,), acceptance=summarise(Acceptance(records=records))
+    )
     page = words(render(status(project)))
     assert "Kept as predicted 75 % 3 of 4 masks base model 0 %" in page
     assert "IoU with the annotation 0.90 1 is the same, 0 is none base model 0.50" in page
@@ -117,12 +120,12 @@ def test_the_version_that_serves_is_shown_beside_the_base_model() -> None:
 
 def test_choices_do_not_swell_the_figures_of_masks() -> None:
     both = tuple(record(n, ("cat", "changed", 0.5), ("day", "kept", None)) for n in range(FEW))
-    page = words(render(status(ProjectView(7, acceptance=Acceptance(records=both)))))
+    page = words(render(status(ProjectView(7, acceptance=summarise(Acceptance(records=both))))))
     assert f"Kept as predicted 0 % 0 of {FEW} masks choices 100 %" in page
     assert "IoU with the annotation 0.50" in page
     assert "kept changed removed mean IoU" in page
     alone = tuple(record(n, ("day", "kept" if n else "removed", None)) for n in range(FEW))
-    page = words(render(status(ProjectView(7, acceptance=Acceptance(records=alone)))))
+    page = words(render(status(ProjectView(7, acceptance=summarise(Acceptance(records=alone))))))
     assert f"Kept as predicted 90 % 9 of {FEW} choices" in page
     assert "IoU with the annotation \N{EN DASH}" in page
     assert "mean IoU" not in page.split("What the words mean")[0]
@@ -130,7 +133,7 @@ def test_choices_do_not_swell_the_figures_of_masks() -> None:
 
 def test_annotations_drawn_afresh_are_owned_up_to() -> None:
     records = (record(1, ("cat", "kept", 1.0)), record(2, ("cat", "changed", 0.5), afresh=True))
-    page = words(render(status(ProjectView(7, acceptance=Acceptance(records=records)))))
+    page = words(render(status(ProjectView(7, acceptance=summarise(Acceptance(records=records))))))
     assert "1 of all 2 annotations were drawn beside a prediction" in page
 
 
@@ -188,7 +191,7 @@ def test_the_chart_stacks_kept_at_the_bottom_and_draws_the_iou_over_it() -> None
     ]
     periods = over_time(records)
     assert len(periods) == 3
-    chart = str(acceptance_chart(periods, [(0, 0), (3, 2)]))
+    chart = str(acceptance_chart(periods, {0: 0, 3: 2}))
     # 380 x 176 with margins 34, 6, 18 and 22: 340 x 136, three steps of 113.33.
     assert re.findall(r'<rect x="0" y="([\d.]+)" width="34" height="([\d.]+)" class="(\w+)"', chart) == [
         ("68", "68", "kept"),

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-import backend.app
 from backend.acceptance import Acceptance, AcceptanceStore
 from backend.job_history import JobHistory, JobRecord
 from backend.label_studio.client import LabelStudioClient
@@ -26,23 +25,6 @@ from tests.backend.page.views import record
 from tests.backend.serving import Server, serving
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
-
-
-class Runs:
-    """Stands for `backend.handing_over.PrelabelLink`."""
-
-    def __init__(self) -> None:
-        self.live: list[PrelabelProgress] = []
-
-    def jobs(self) -> list[PrelabelProgress]:
-        return self.live
-
-
-@pytest.fixture(autouse=True)
-def runs(monkeypatch: pytest.MonkeyPatch) -> Runs:
-    made = Runs()
-    monkeypatch.setattr(backend.app, "PrelabelLink", lambda connect: made)
-    return made
 
 
 @pytest.fixture
@@ -145,9 +127,7 @@ def test_a_damaged_version_is_said_and_the_rest_still_stands(server: Server, tmp
     assert str(tmp_path) not in found
 
 
-def test_pre_labelling_has_its_progress_and_what_became_of_the_last(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Runs
-) -> None:
+def test_pre_labelling_has_its_progress_and_what_became_of_the_last(server: Server, tmp_path: Path) -> None:
     run = PrelabelProgress(
         project_id=7,
         run_id="prelabel-1",
@@ -162,11 +142,10 @@ def test_pre_labelling_has_its_progress_and_what_became_of_the_last(
         versions={},
         problem="Label Studio is away",
     )
-    runs.live.append(run)
+    server.prelabelling.live.append(run)
     ended(tmp_path, "pre-labelled", "90 predictions imported", job_id="prelabel-0")
     ended(tmp_path, "too few", "too few corrections: 3 of 8")
-    with serving(tmp_path, monkeypatch) as server:
-        found = page(server.ready())
+    found = page(server)
     assert '<progress max="100" value="25"' in found
     assert "running, 100 of 400 tasks, 2.5 tasks a second, 25 %, about 2 minutes left" in found
     assert "Label Studio is away" in found

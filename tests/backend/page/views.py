@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from backend.acceptance import Acceptance, Outcome, Record
+from backend.acceptance_figures import summarise
 from backend.page.views import JobView, LabelGain, Note, ProjectView, StatusView, VersionView
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -57,7 +58,7 @@ def busy(text: str = "Harbour cranes") -> StatusView:
         serving=2,
         serving_name="colours-p7-v002-0a1b2c3d",
         versions=versions,
-        acceptance=Acceptance(read_at=NOW, records=records),
+        acceptance=summarise(Acceptance(read_at=NOW, records=records)),
         last_training=Note(f"not better: {text}", NOW),
         last_event=Note("ANNOTATION_CREATED, queued", NOW),
         last_error=Note(text, NOW),
