@@ -22,7 +22,7 @@ def count(number: int, what: str) -> str:
 
 def percent(share: float | None) -> str:
     """A share, 0 to 1, in whole percent."""
-    return NONE if share is None else f"{100 * share:.0f} %"
+    return NONE if share is None else f"{100 * share:.0f}\N{NO-BREAK SPACE}%"
 
 
 def iou(value: float | None) -> str:

@@ -108,7 +108,7 @@ def test_the_page_tells_what_annotators_made_of_the_better_version(
             assert "drawn beside a prediction" not in text
             assert page.evaluate("document.documentElement.scrollWidth") == width
             if folder := os.environ.get("VLM_PICTURES"):
-                shot = Image.open(io.BytesIO(page.screenshot(full_page=True))).convert("RGB")
+                shot = Image.open(io.BytesIO(page.screenshot(full_page=width > 390))).convert("RGB")
                 small = shot.quantize(128, kmeans=3, dither=Image.Dither.NONE)
                 small.save(
                     Path(folder) / ("status-page.png" if width > 390 else "status-page-phone.png"), optimize=True

@@ -38,7 +38,7 @@ def predicted(label_studio: LabelStudio, task_id: int, result: list[Any]) -> int
 def train(label_studio: LabelStudio, settings: Settings) -> str:
     with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
         images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
-        fetcher = ImageFetcher(images, client.authorization)
+        fetcher = ImageFetcher(images, client)
         result = train_version(
             7, settings, client=client, fetcher=fetcher, token=1, forced=False, report=lambda *_: None
         )
