@@ -22,10 +22,14 @@ _OPERATORS = {
     "~": "contains",
     "!~": "not_contains",
 }
+# Spelt out, since what counts as white space differs between the regular expressions of languages.
+_SPACE = r" \t\n\r\f\v"
 _CONDITION = re.compile(
-    r"\s*(?P<column>[^\s=!<>~]+)\s*(?P<operator>!=|<=|>=|!~|=|<|>|~)\s*(?P<value>.*?)\s*", re.DOTALL
+    rf"[{_SPACE}]*(?P<column>[^{_SPACE}=!<>~]+)[{_SPACE}]*(?P<operator>!=|<=|>=|!~|=|<|>|~)"
+    rf"[{_SPACE}]*(?P<value>.*?)[{_SPACE}]*",
+    re.DOTALL,
 )
-CONDITION_PATTERN = r"^\s*[^\s=!<>~]+\s*(!=|<=|>=|!~|=|<|>|~)\s*\S"
+CONDITION_PATTERN = rf"^[{_SPACE}]*[^{_SPACE}=!<>~]+[{_SPACE}]*(!=|<=|>=|!~|=|<|>|~)[{_SPACE}]*[^{_SPACE}]"
 """What a condition looks like, as a regular expression for others than Python."""
 
 _PLAIN = ("Number", "Boolean", "Datetime", "List")

@@ -36,9 +36,9 @@ SEED = 20240611
 
 
 @pytest.fixture
-def app(tmp_path: Path) -> Iterator[FastAPI]:
+def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FastAPI]:
     """One for each test: Schemathesis ends it after a run, and an app that has ended answers nothing."""
-    directory = tmp_path
+    directory = tmp_path_factory.mktemp("openapi")  # a short path, as Redis's socket needs
     make_clipseg_directory(directory / "tiny", mask_size=64, image_size=64)
     (directory / "files").mkdir()
     Image.new("RGB", (40, 30), "red").save(directory / "files" / "a.png")
@@ -59,7 +59,7 @@ def app(tmp_path: Path) -> Iterator[FastAPI]:
 
 @pytest.fixture
 def loaded(app: FastAPI) -> schemathesis.BaseSchema:
-    """The document as the server gives it to who has credentials, once the model is there."""
+    """The document as the server gives it to who has credentials, once model and queues are there."""
     config = {
         "seed": SEED,
         "auth": {"basic": {"username": USER, "password": PASSWORD}},
@@ -71,6 +71,14 @@ def loaded(app: FastAPI) -> schemathesis.BaseSchema:
     )
     deadline = time.monotonic() + 120
     while document["/health"]["GET"].Case().call().json()["model"] != "ready":
+        assert time.monotonic() < deadline
+    asked = [
+        document["/webhook"]["POST"].Case(
+            body={"action": "START_TRAINING", "project": 1}, media_type="application/json"
+        ),
+        document["/projects/{project}/prelabel"]["GET"].Case(path_parameters={"project": "1"}),
+    ]
+    while any(case.call(headers=HEADERS).status_code == 503 for case in asked):
         assert time.monotonic() < deadline
     return document
 

@@ -234,16 +234,26 @@ def test_a_request_between_the_last_look_and_the_end_of_a_job_is_not_lost(
     assert current_job(queue) == following
 
 
-def test_a_job_that_ends_while_a_request_comes_does_not_swallow_it(
-    queue: TrainingQueue, connection: redis.Redis
-) -> None:
+def test_a_job_that_ends_after_a_request_was_counted_is_followed(queue: TrainingQueue, connection: redis.Redis) -> None:
     job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
     queue.begin(7, job_id)
     Job.fetch(job_id, connection=connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
-    asking = TrainingQueue(Interrupted(connection, lambda: queue.finish(7, job_id)))
+    assert queue.request_training(7, reason="ANNOTATION_CREATED") == RequestOutcome(job_id, "will follow")
+    following = queue.finish(7, job_id)
+    assert following is not None
+    assert current_job(queue) == following
+
+
+def test_two_requests_that_both_find_no_job_make_one(queue: TrainingQueue, connection: redis.Redis) -> None:
+    faster: list[RequestOutcome] = []
+    asking = TrainingQueue(
+        Interrupted(connection, lambda: faster.append(queue.request_training(7, reason="ANNOTATION_CREATED")))
+    )
     outcome = asking.request_training(7, reason="ANNOTATION_CREATED")
-    assert outcome.state == "queued"
-    assert outcome.job_id != job_id
+    assert [one.state for one in faster] == ["queued"]
+    assert outcome == RequestOutcome(faster[0].job_id, "already queued")
+    assert all_jobs(connection) == {faster[0].job_id}
+    assert queue.begin(7, outcome.job_id) == Begun(seen=2, forced=False)
 
 
 def test_a_request_while_a_job_begins_is_seen_or_followed(queue: TrainingQueue, connection: redis.Redis) -> None:

@@ -13,10 +13,11 @@ def test_an_object_is_shown_whole_with_what_is_around_it(size_hw: tuple[int, int
     height, width = size_hw
     x0, x1 = sorted(int(edge * width) for edge in edges[:2])
     y0, y1 = sorted(int(edge * height) for edge in edges[2:])
-    x0, y0, x1, y1 = min(x0, width - 1), min(y0, height - 1), max(x1, x0 + 1), max(y1, y0 + 1)
-    left, top, right, bottom = context_crop((x0, y0, min(x1, width), min(y1, height)), size_hw)
-    assert 0 <= left <= x0 < min(x1, width) <= right <= width
-    assert 0 <= top <= y0 < min(y1, height) <= bottom <= height
+    x0, y0 = min(x0, width - 1), min(y0, height - 1)
+    x1, y1 = max(x1, x0 + 1), max(y1, y0 + 1)
+    left, top, right, bottom = context_crop((x0, y0, x1, y1), size_hw)
+    assert 0 <= left <= x0 < x1 <= right <= width
+    assert 0 <= top <= y0 < y1 <= bottom <= height
     side = 1.2 * max(x1 - x0, y1 - y0)
     # as wide as high, but for an image that is narrower
     assert right - left == width or side <= right - left < side + 1

@@ -33,7 +33,7 @@ def test_there_are_examples() -> None:
 @pytest.mark.parametrize("example", EXAMPLES)
 def test_an_example_is_answered_by_every_control(tmp_path: Path, example: str) -> None:
     """The fake model takes phrases without a colour for white, of which the image is full."""
-    example = example.replace("striped circle", "black")  # what is not meant must differ from what is
+    example = example.replace("dotted square", "black")  # what is not meant must differ from what is
     store = ModelStore(lambda: ColourModel(), VersionStore(tmp_path))
     store.start()
     images = MemoryImages({"squares": squares(), "other": squares((90, 60))})

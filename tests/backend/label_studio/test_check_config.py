@@ -43,6 +43,10 @@ rank: a ranking of the items in the data's field 'texts' (ranker) on "list", ima
 Left alone:
   outline <Polygon>: <Rectangle name="box"> shows the labels of <Labels> already; \
 model_skip="false" has it predicted too
+
+With auto-annotation on:
+  smart rectangles say where to look, smart key points which part is meant
+  nothing tells what came of it: a <TextArea model_text="messages"> would
 """
 
 
@@ -77,6 +81,7 @@ def test_a_mistake_is_said_with_line_value_and_remedy_also_as_json() -> None:
     assert json.loads(outcome.stdout) == {
         "controls": [],
         "ignored": [],
+        "interactive": None,
         "error": {
             "line": 2,
             "problem": '<BrushLabels name="mask"> has model_score_threshold="high"',

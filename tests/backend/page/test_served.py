@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import base64
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,7 @@ from backend.page import gather
 from backend.prelabel_queue import PrelabelProgress
 from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionStore
 from tests.backend.page.views import record
-from tests.backend.serving import Server, serving
+from tests.backend.serving import Server, serving, until
 
 HTML = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
 
@@ -95,10 +94,10 @@ def test_a_project_appears_with_what_happened_to_it(server: Server, tmp_path: Pa
     server.setup()
     server.event("ANNOTATION_CREATED")
     server.predict("nowhere")
+    until(lambda: "ANNOTATION_CREATED, queued" in page(server))
     found = page(server)
     assert "Project 7" in found
     assert "The base model serves as colours-p7-v000-" in found
-    assert "ANNOTATION_CREATED, queued" in found
     assert "there is no such image (predict)" in found
     server.setup(schema="<View/")
     assert "The labelling config cannot be used" in page(server)
@@ -177,13 +176,6 @@ def test_one_project_can_be_asked_for_and_the_quiet_ones_are_only_named(
 
 
 # Titles -------------------------------------------------------------------------------------------------------
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 20
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 class Titles(LabelStudioClient):
