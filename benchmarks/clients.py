@@ -80,8 +80,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="turns of each (default 3)")
     parser.add_argument("--most", type=int, default=100, help="pictures a second to be prepared for (default 100)")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/serving.md")
+    parser.add_argument("--note", default="", help="one more fact about the machine, for the page")
     arguments = parser.parse_args()
-    facts = machine()
+    facts = machine(arguments.note)
     print(facts, flush=True)
     source = pictures()
     rounds: dict[int, list[Round]] = {1: [], arguments.clients: []}

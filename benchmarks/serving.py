@@ -73,8 +73,8 @@ def _predict(address: str, batch: int, stop: Event, started: Event, answered: ob
             answered.value += len(results)  # type: ignore[attr-defined]  # a synchronised number
 
 
-def machine() -> str:
-    """What the figures belong to, one fact a line."""
+def machine(note: str = "") -> str:
+    """What the figures belong to, one fact a line, with one of the caller's."""
     names = [
         line.split(":", 1)[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line
     ]
@@ -82,6 +82,7 @@ def machine() -> str:
         [
             f"- {names[0] if names else platform.processor()}, {os.cpu_count()} cores, Python {sys.version.split()[0]}",
             f"- {time.strftime('%Y-%m-%d')}, load of other processes before the run {os.getloadavg()[0]:.1f}",
+            *([f"- {note}"] if note else []),
         ]
     )
 

@@ -78,8 +78,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of each case (default 20)")
     parser.add_argument("--batch", type=int, default=32, help="pictures of one /predict (default 32)")
     parser.add_argument("--keep", action="store_true", help="write benchmarks/serving.md")
+    parser.add_argument("--note", default="", help="one more fact about the machine, for the page")
     arguments = parser.parse_args()
-    facts = machine()
+    facts = machine(arguments.note)
     print(facts, flush=True)
     cases = {
         "small events": [event(number, 2, 256) for number in range(8)],
