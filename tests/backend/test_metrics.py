@@ -70,9 +70,9 @@ def test_no_path_of_a_clients_choice_is_a_series(server: Server) -> None:
 
 
 def test_webhooks_are_counted_by_action_and_outcome(server: Server) -> None:
-    server.event("ANNOTATION_CREATED")
-    server.event("ANNOTATION_CREATED")
     server.event("START_TRAINING")
+    server.event("ANNOTATION_CREATED")
+    server.event("ANNOTATION_CREATED")
     server.event("PROJECT_UPDATED")
     server.event("AN_ACTION_OF_MY_CHOICE")
     server.training.down = True
