@@ -25,9 +25,11 @@ from vlm_core.evaluate import iou
 
 pytestmark = [
     pytest.mark.e2e,
-    # Seen: the screen shows 0.85 of what was sent (0.9 is asked), and the editor lists fewer regions than were sent.
-    # Whether the fault is the predictions', the editor's or the test's is not known yet.
-    pytest.mark.xfail(reason="not every region that is sent is seen in the editor; the cause is not found"),
+    # The comparison is wrong, not what is seen: the editor shows this picture enlarged by a twentieth about its middle,
+    # masks and all, and lists only those regions whose rows fit on the screen.
+    pytest.mark.xfail(
+        reason="does not yet follow the editor's zoom, nor a list of regions that is longer than the screen"
+    ),
 ]
 
 SHAPES = ("Brush", "Bitmask", "Polygon", "Rectangle", "Ellipse", "KeyPoint")
