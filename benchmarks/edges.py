@@ -26,7 +26,8 @@ import vlm_core
 from vlm_core.demo.source import validation_samples
 from vlm_core.edges import BAND, refine_to_edges
 from vlm_core.evaluate import iou
-from vlm_core.masks import BoolMask, upsample_logits
+from vlm_core.masks import upsample_logits
+from vlm_core.runs import BoolMask
 
 SCENE_SEEDS = range(2_000_000, 2_000_100)
 GRIDS = (352, 88, 22)

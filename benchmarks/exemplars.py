@@ -25,9 +25,9 @@ from vlm_core import Prompt
 from vlm_core.data import JsonlPhrases
 from vlm_core.demo.scenes import Scene, generate_scene
 from vlm_core.evaluate import iou
-from vlm_core.masks import BoolMask
 from vlm_core.model import Model
 from vlm_core.recipes.train_clipseg import TrainClipsegSettings, train_clipseg
+from vlm_core.runs import BoolMask
 from vlm_core.visual_prompts import Exemplar, highlight
 
 SHOWN_SEEDS = range(1_000_100, 1_000_200)

@@ -24,9 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import vlm_core
 from vlm_core.demo.scenes import Scene, generate_scene
 from vlm_core.evaluate import iou
-from vlm_core.masks import BoolMask
 from vlm_core.model import Model
-from vlm_core.runs import RunMask
+from vlm_core.runs import BoolMask, RunMask
 from vlm_core.tiles import Tile
 
 SIDE = 2000

@@ -33,8 +33,8 @@ from backend.label_studio.prediction_plan import Shape
 from backend.label_studio.truth import Vote, agreed, annotations_that_count, changed_at, read_drawing
 from training_jobs.annotation_state import Stamps, stamps_of
 from training_jobs.label_history import LabelHistory
+from vlm_core.runs import BoolMask
 
-BoolMask = NDArray[np.bool_]
 Json = dict[str, Any]
 
 _MOST_EXACT: tuple[Shape | None, ...] = ("brush", "bitmask", "polygon", "ellipse", "rectangle")

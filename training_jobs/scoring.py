@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from backend.decoding import decode_label, least_area_px
@@ -12,9 +11,8 @@ from training_jobs.corrections import CorrectedImage, TrainLabel
 from training_jobs.promote import Score
 from vlm_core.evaluate import ABSENT_AREA, iou
 from vlm_core.model import Model
+from vlm_core.runs import BoolMask
 from vlm_core.types import ImageFeatures
-
-BoolMask = NDArray[np.bool_]
 
 _MOST_PIXELS = 1024 * 1024
 """Larger images are compared at this size: on photographs of 12 megapixels IoU changes in the third digit."""

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 
-BoolMask = NDArray[np.bool_]
+from vlm_core.runs import BoolMask
 
 _REVISION = 1
 _PLACES = re.compile(

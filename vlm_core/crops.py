@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from vlm_core.masks import BoolMask
+from vlm_core.runs import BoolMask
 
 _TRIES = 50
 _LEAST = 0.05

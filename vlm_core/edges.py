@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlm_core.errors import InputError
-from vlm_core.masks import BoolMask
 from vlm_core.pictures import to_rgb
+from vlm_core.runs import BoolMask
 
 BAND = 0.02
 """Default half width of the band, in parts of the image's longer side: half a patch of CLIPSeg's is 0.023."""

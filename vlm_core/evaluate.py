@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vlm_core.errors import DataError
+from vlm_core.runs import BoolMask
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from vlm_core.data import PhraseSample
     from vlm_core.model import Model
 
-BoolMask = npt.NDArray[np.bool_]
 ABSENT_AREA = 0.01
 """An absent phrase counts as marked when more than this part of the image is predicted for it."""
 

@@ -18,8 +18,7 @@ from scipy import ndimage
 from torch import Tensor
 
 from vlm_core.errors import InputError
-
-BoolMask = NDArray[np.bool_]
+from vlm_core.runs import BoolMask
 
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=bool)
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-from vlm_core.masks import BoolMask
+from vlm_core.runs import BoolMask
 
 # Okabe & Ito's palette: eight colours that stay apart for colour-blind readers.
 PALETTE = (

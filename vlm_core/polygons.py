@@ -79,6 +79,13 @@ def signed_area_px(ring: Points) -> float:
     return float(np.sum(x * np.roll(y, -1) - np.roll(x, -1) * y) / 2)
 
 
+def convex_hull(ring: Points) -> Points:
+    """The smallest convex outline around the points of a ring, (N, 2) with an area -> (M, 2), M <= N, px."""
+    import shapely
+
+    return np.asarray(shapely.MultiPoint(ring).convex_hull.exterior.coords)[:-1]
+
+
 def _polygon(part: RunMask, tolerance_px: float, min_iou: float) -> Polygon:
     rings = _rings(part)
     while tolerance_px >= _LEAST_TOLERANCE_PX:

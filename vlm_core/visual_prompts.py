@@ -17,9 +17,10 @@ from PIL import Image, ImageFilter
 from torch import Tensor
 
 from vlm_core.errors import InputError
-from vlm_core.masks import BoolMask, bounding_box
+from vlm_core.masks import bounding_box
 from vlm_core.pictures import to_rgb
 from vlm_core.preprocess import IMAGENET_MEAN
+from vlm_core.runs import BoolMask
 
 Box = tuple[float, float, float, float]
 Region = BoolMask | Box

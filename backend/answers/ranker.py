@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import unescape
@@ -46,9 +47,9 @@ def read_items(control: ControlPlan, data: Mapping[str, Any]) -> list[RankedItem
     if not isinstance(found, Sequence) or isinstance(found, str):
         raise TaskError(f'the task\'s data has no list in "{field}", whose items "{control.from_name}" ranks')
     items = [_item(item, f'item {number} in "{field}"') for number, item in enumerate(found, start=1)]
-    twice = {item.id for item in items if sum(other.id == item.id for other in items) > 1}
+    twice = sorted(key for key, times in Counter(item.id for item in items).items() if times > 1)
     if twice:
-        raise TaskError(f'"{field}" has several items with the id {sorted(twice)[0]!r}: give each its own')
+        raise TaskError(f'"{field}" has several items with the id {twice[0]!r}: give each its own')
     return items
 
 

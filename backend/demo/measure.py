@@ -12,17 +12,15 @@ from dataclasses import dataclass
 
 import httpx
 import numpy as np
-import numpy.typing as npt
 
 from backend.demo.processes import DemoError
 from backend.demo.project import LABELS, label_config, plan, png, truth_of
 from backend.label_studio.results import masks_from_results
 from vlm_core.demo.scenes import Scene
 from vlm_core.evaluate import ABSENT_AREA, foreground_iou
+from vlm_core.runs import BoolMask
 
 _PER_REQUEST = 16
-
-BoolMask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

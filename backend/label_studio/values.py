@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from backend.label_studio.brush import encode_runs
-from vlm_core.polygons import iou_of_runs, polygons
-from vlm_core.rasterise import fill_rings
+from vlm_core.polygons import convex_hull, iou_of_runs, polygons
+from vlm_core.rasterise import Points, fill_rings
 from vlm_core.runs import RunMask, fill_holes
 from vlm_core.shapes import Ellipse, RotatedBox, ellipse, points_to_percent, points_to_px, rotated_box
 
@@ -52,23 +52,31 @@ def bitmask_value(mask: RunMask) -> Value:
 def polygon_value(part: RunMask) -> Value:
     """The outline of one connected part, simplified as long as its IoU with the part is at least 0.95.
 
-    Label Studio's polygons have no holes: those of the part are filled.
+    Label Studio's polygons have no holes: those of the part are filled. An outline of too many points for the editor
+    is drawn coarser, whatever its IoU; one that crosses itself at every coarser tolerance becomes its convex hull.
     """
-    filled = fill_holes(part)
-    tolerance = max(1.0, _TOLERANCE * max(part.size_hw))
+    filled, size_hw = fill_holes(part), part.size_hw
+
+    def in_percent(ring: Points) -> Points:
+        return np.round(points_to_percent(ring, size_hw), _DIGITS)
+
+    longest = float(max(size_hw))
+    tolerance = max(1.0, _TOLERANCE * longest)
     while True:
         (polygon,) = polygons(filled, tolerance_px=tolerance, min_iou=0)
-        points = np.round(points_to_percent(polygon.outer, part.size_hw), _DIGITS)
+        points = in_percent(polygon.outer)
         # Of what is written: a simplified outline may pass through the middle of many pixels, and rounding decides.
-        written = fill_rings([points_to_px(points, part.size_hw)], part.size_hw)
+        written = fill_rings([points_to_px(points, size_hw)], size_hw)
         if not polygon.tolerance_px or iou_of_runs(filled, written) >= _LEAST_IOU:
             break
         tolerance = polygon.tolerance_px / 2
     tolerance = max(1.0, polygon.tolerance_px)
-    while len(points) > _MOST_POINTS:
+    while len(points) > _MOST_POINTS and tolerance < longest:
         tolerance *= 2
         (polygon,) = polygons(filled, tolerance_px=tolerance, min_iou=0)
-        points = np.round(points_to_percent(polygon.outer, part.size_hw), _DIGITS)
+        points = in_percent(polygon.outer)
+    if len(points) > _MOST_POINTS:
+        points = in_percent(convex_hull(polygon.outer))  # its corners lie on a grid, so that it has few
     return {"points": points.tolist(), "closed": True}
 
 

@@ -136,6 +136,15 @@ def test_the_command_answers_help_without_anything_heavy() -> None:
     assert loaded.strip() == "[]"
 
 
+def test_the_server_listens_before_anything_heavy_is_imported() -> None:
+    """They come with the model, in a thread of their own, while `/health` answers."""
+    loaded = _python(
+        "import sys, backend.server; print(sorted(set(sys.modules) & "
+        "{'torch', 'transformers', 'timm', 'numba', 'scipy', 'shapely', 'cv2', 'label_studio_sdk', 'pandas'}))"
+    )
+    assert loaded.strip() == "[]"
+
+
 def test_importing_everything_has_no_effect_and_brings_no_flask() -> None:
     """No socket, process, thread or written file by any of our modules; then an app, made but not started."""
     script = f"""

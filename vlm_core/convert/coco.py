@@ -17,7 +17,6 @@ from typing import Any
 
 from vlm_core.convert.coco_masks import segmentation_mask
 from vlm_core.convert.dataset import (
-    BoolMask,
     DatasetWriter,
     LeftOutError,
     Progress,
@@ -29,6 +28,7 @@ from vlm_core.convert.dataset import (
 )
 from vlm_core.convert.json_records import read_record, read_records
 from vlm_core.errors import DataError, InputError
+from vlm_core.runs import BoolMask
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from vlm_core.convert.dataset import BoolMask, LeftOutError
+from vlm_core.convert.dataset import LeftOutError
+from vlm_core.runs import BoolMask
 
 _FINENESS = 5
 """The outline is traced on a grid that is so many times finer than the pixels."""

@@ -23,14 +23,12 @@ from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import Any, TextIO
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
 from vlm_core.errors import InputError
 from vlm_core.pictures import known_formats, upright_size
+from vlm_core.runs import BoolMask
 
-BoolMask = npt.NDArray[np.bool_]
 Progress = Callable[[int, int], None]
 """Called with what is done and what there is in all."""
 

@@ -26,7 +26,6 @@ from PIL import Image, ImageDraw
 
 from vlm_core.absent import Words, draw_absent, phrase_words
 from vlm_core.convert.dataset import (
-    BoolMask,
     DatasetWriter,
     LeftOutError,
     Progress,
@@ -37,6 +36,7 @@ from vlm_core.convert.dataset import (
 )
 from vlm_core.convert.json_records import read_records
 from vlm_core.errors import DataError, InputError
+from vlm_core.runs import BoolMask
 
 SPLITS = ("train", "val", "test", "miniv")
 _FARTHEST_PX = 100_000

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, ImageDraw, ImageFont
 
 import vlm_core
@@ -23,6 +22,7 @@ from vlm_core.demo.scenes import Scene, generate_scene
 from vlm_core.demo.shape_gallery import draw_shapes, mark_parts_and_holes
 from vlm_core.evaluate import iou
 from vlm_core.model import Model
+from vlm_core.runs import BoolMask
 
 FIRST_SEED = 2_000_000
 PICTURES = ("matching.png", "referring.png", "shapes.png")
@@ -34,7 +34,6 @@ _MASK = (255, 0, 128)
 _THRESHOLD = 0.5
 
 Colour = tuple[int, int, int]
-BoolMask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy.special import digamma, expit
 
-from vlm_core.evaluate import BoolMask
+from vlm_core.runs import BoolMask
 
 THRESHOLDS = np.arange(1, 20) / 20
 """0.05 to 0.95: edges of bins, so that what is said of them is exact."""

@@ -10,10 +10,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from vlm_core.evaluate import ABSENT_AREA, BoolMask, Overlaps, overlap_counts, pooled_iou, probabilities_of
+from vlm_core.evaluate import ABSENT_AREA, Overlaps, overlap_counts, pooled_iou, probabilities_of
 from vlm_core.evaluation.bootstrap import PoissonBootstrap
 from vlm_core.evaluation.cases import Case, CaseKeeper, jpeg, thumbnail
 from vlm_core.evaluation.histogram import THRESHOLDS, ScoreHistogram
+from vlm_core.runs import BoolMask
 
 if TYPE_CHECKING:
     from vlm_core.data import PhraseSample

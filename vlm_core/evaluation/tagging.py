@@ -11,10 +11,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from vlm_core.errors import DataError
-from vlm_core.evaluate import BoolMask, average_precision
+from vlm_core.evaluate import average_precision
 from vlm_core.evaluation.bootstrap import PoissonBootstrap
 from vlm_core.evaluation.cases import Case, CaseKeeper, jpeg, thumbnail
 from vlm_core.evaluation.embeds import embed_images, embed_texts
+from vlm_core.runs import BoolMask
 
 if TYPE_CHECKING:
     from vlm_core.model import Model

@@ -16,6 +16,7 @@ from label_studio_sdk.converter.brush import decode_rle
 from label_studio_sdk.label_interface import LabelInterface
 from PIL import Image
 
+from backend.label_studio import values
 from backend.label_studio.config import ControlPlan, LabelPrompt
 from backend.label_studio.results import shape_regions
 from backend.label_studio.shapes import bitmask_mask, ellipse_mask, polygon_mask, rectangle_mask
@@ -30,6 +31,7 @@ from backend.label_studio.values import (
 )
 from tests.core.blobs import any_blobs
 from vlm_core.evaluate import iou
+from vlm_core.polygons import Polygon, polygons
 from vlm_core.runs import RunMask, fill_holes
 
 LABEL = 'A "quoted" <ü> & 目'
@@ -220,6 +222,22 @@ def test_a_ragged_outline_is_drawn_coarser_until_the_editor_can_show_it() -> Non
     value = polygon_value(part)
     assert 3 <= len(value["points"]) <= 5000
     check(value, "polygon", part.size_hw)
+
+
+def test_an_outline_that_crosses_itself_however_coarse_it_is_drawn_becomes_its_hull(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never_simpler(mask: RunMask, *, tolerance_px: float, min_iou: float) -> list[Polygon]:
+        return polygons(mask, tolerance_px=0, min_iou=min_iou)
+
+    monkeypatch.setattr(values, "polygons", never_simpler)
+    comb = np.zeros((60, 3200), bool)
+    comb[:40, ::2] = True
+    comb[40:] = True
+    value = polygon_value(RunMask.from_array(comb))
+    corners = {(x, y) for x, y in value["points"]}
+    # From the first tooth's top to the last one's, whose right edge is a pixel before the border.
+    assert corners == {(0, 0), (round(100 * 3199 / 3200, 5), 0), (100, round(100 * 40 / 60, 5)), (100, 100), (0, 100)}
 
 
 def test_empty_masks_are_refused() -> None:
