@@ -73,7 +73,7 @@ pictures: venv venv-label-studio ## all pictures of the documents anew; needs Ch
 	$(BIN)/python benchmarks/exemplars.py --learn 400
 	VLM_PICTURES=$(abspath docs/pictures) VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio \
 		$(BIN)/pytest tests/demo/test_report_page.py tests/e2e/test_browser.py tests/e2e/test_status_page.py \
-		tests/e2e/test_interactive.py
+		tests/e2e/test_interactive.py tests/e2e/test_every_control.py
 
 demo-checkpoint: venv ## train the demo checkpoint anew and put it into the package; goes on after an interruption
 	$(BIN)/python -m vlm_core.demo.build --work runs/demo-checkpoint --resume --install

@@ -9,7 +9,6 @@ from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rq import Worker
 
 from backend.job_commands import duration
 from backend.prelabel_queue import PrelabelEnded, PrelabelProgress, PrelabelQueue, PrelabelRequest
@@ -49,7 +48,7 @@ def prelabel(
     with connect_redis(settings) as connection:
         queue = PrelabelQueue(connection)
         request_id = queue.request(project_id, request)
-        if not Worker.count(connection=connection, queue=queue.rq):
+        if not queue.workers():
             say("no worker listens: start one with `vlm worker`, or the server with --with-worker")
         if not wait:
             return {"request": request_id, "problem": ""}

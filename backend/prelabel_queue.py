@@ -188,6 +188,10 @@ class PrelabelQueue:
         """What there is to do in a project."""
         return Ledger(self._redis, project_id, patience=self._patience)
 
+    def workers(self) -> int:
+        """How many listen. RQ's own count holds those that were killed too."""
+        return len(Worker.all(queue=self.rq))
+
     # Asking -----------------------------------------------------------------------------------------------
     def request(self, project_id: int, request: PrelabelRequest) -> str:
         """Ask for tasks to be pre-labelled; a worker lists them.
@@ -268,7 +272,7 @@ class PrelabelQueue:
                 self._schedule(project_id, wait_s)
             return
         shards = -(-max(ledger.ready(), 1) // SHARD)
-        workers = max(1, Worker.count(connection=self._redis, queue=self.rq))
+        workers = max(1, self.workers())
         for _ in range(min(shards, workers) - len(running) - len(queued)):
             self.rq.enqueue(FUNCTION, project_id, **_options(project_id))
 

@@ -20,6 +20,11 @@ local function begin_run(id)
     redis.call('LPUSH', pace, '[' .. stamp(now) .. ',0]')
   end
 end
+local function count_in(added, id)
+  if added == 0 then return end
+  begin_run(id)
+  redis.call('HINCRBY', run, 'total', added)
+end
 local function known(task)
   return redis.call('ZSCORE', ready, task) or redis.call('ZSCORE', later, task)
     or redis.call('HEXISTS', owners, task) == 1
@@ -87,10 +92,7 @@ for at = 4, #ARGV do
     redis.call('ZADD', ready, 'XX', score, task)
   end
 end
-if added > 0 then
-  begin_run(ARGV[2])
-  redis.call('HINCRBY', run, 'total', added)
-end
+count_in(added, ARGV[2])
 return added
 """
 )
@@ -320,10 +322,7 @@ for at = 8 + finished, #ARGV do
 end
 redis.call('ZREMRANGEBYSCORE', answered, '-inf', stamp(now - answer_s))
 redis.call('EXPIRE', answered, math.ceil(answer_s))
-if added > 0 then
-  begin_run(ARGV[2])
-  redis.call('HINCRBY', run, 'total', added)
-end
+count_in(added, ARGV[2])
 return withheld
 """
 )

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import redis
@@ -14,23 +12,15 @@ from rq.serializers import JSONSerializer
 
 from backend.prelabel_ledger import Ledger, Patience
 from backend.prelabel_queue import SHARD, PrelabelEnded, PrelabelQueue, PrelabelRequest
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
+from tests.private_redis import private_redis
 
 V = "demo-p7-v000-12345678"
 
 
-@dataclass(frozen=True)
-class Where:
-    data_dir: Path
-    redis_url: str | None = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    where = Where(tmp_path_factory.mktemp("prelabel"))
-    yield connect_redis(where)
-    release_server(where.data_dir / "redis")
+    with private_redis(tmp_path_factory.mktemp("prelabel")) as connected:
+        yield connected
 
 
 @pytest.fixture
@@ -246,8 +236,10 @@ def test_a_hand_over_makes_one_job_however_often(queue: PrelabelQueue) -> None:
 
 
 def test_as_many_jobs_as_workers_and_shards(queue: PrelabelQueue, connection: redis.Redis) -> None:
-    for _ in range(3):
-        Worker([queue.rq], connection=connection, serializer=JSONSerializer).register_birth()
+    for _ in range(4):
+        worker = Worker([queue.rq], connection=connection, serializer=JSONSerializer)
+        worker.register_birth()
+    connection.delete(worker.key)  # killed: its sign of life is over, its name still listed
     queue.ledger(7).add(range(1, 2 * SHARD + 1))
     queue.ensure_jobs(7)
     assert len(queue.rq.get_job_ids()) == 2

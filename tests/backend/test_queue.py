@@ -6,8 +6,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -19,21 +17,13 @@ from rq.serializers import JSONSerializer
 
 from backend import queue as queue_module
 from backend.queue import START_TRAINING, Begun, RequestOutcome, TrainingQueue, save_progress
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
-
-
-@dataclass(frozen=True)
-class Where:
-    data_dir: Path
-    redis_url: str | None = None
+from tests.private_redis import private_redis
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    where = Where(tmp_path_factory.mktemp("queue"))
-    yield connect_redis(where)
-    release_server(where.data_dir / "redis")
+    with private_redis(tmp_path_factory.mktemp("queue")) as connected:
+        yield connected
 
 
 @pytest.fixture

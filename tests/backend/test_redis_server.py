@@ -11,7 +11,6 @@ import textwrap
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -20,12 +19,7 @@ import redis
 from backend import redis_server
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError, find_server, release_server
-
-
-@dataclass(frozen=True)
-class Where:
-    data_dir: Path
-    redis_url: str | None = None
+from tests.private_redis import Where
 
 
 @pytest.fixture

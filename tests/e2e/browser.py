@@ -19,6 +19,7 @@ from PIL import Image
 from playwright.sync_api import ConsoleMessage, Page, sync_playwright
 
 from backend.demo.label_studio import Credentials
+from vlm_core.evaluate import iou
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 WAIT_MS = 60_000
@@ -51,10 +52,10 @@ def signed_in(label_studio_url: str, credentials: Credentials, executable: str) 
 
 
 def open_task(page: Page, label_studio_url: str, project_id: int, task_id: int, regions: int) -> None:
-    """Open a task in the editor and wait until its regions are listed."""
+    """Open a task in the editor and wait until it has its regions. Its list shows only those whose rows fit in."""
     page.goto(f"{label_studio_url}/projects/{project_id}/data?task={task_id}")
     page.wait_for_selector(".konvajs-content canvas", state="attached")
-    page.wait_for_function("n => document.querySelectorAll('.lsf-outliner-item').length >= n", arg=regions)
+    page.wait_for_function("n => (Htx.annotationStore.selected?.regions.length ?? -1) >= n", arg=regions)
 
 
 def complaints_of(page: Page) -> list[str]:
@@ -71,15 +72,19 @@ def complaints_of(page: Page) -> list[str]:
     return complaints
 
 
-def drawn_regions(page: Page) -> npt.NDArray[np.bool_]:
-    """Where the editor has drawn regions over the picture: bool (H, W), screen pixels of the whole picture."""
+def agreement(page: Page, mask: npt.NDArray[np.bool_]) -> float:
+    """The IoU of where the editor has drawn regions and a mask (H, W) of the picture, on the screen's pixels, 0..1."""
     encoded: list[str] = page.eval_on_selector_all(
         ".konvajs-content canvas", "layers => layers.map(layer => layer.toDataURL('image/png'))"
     )
     layers = [Image.open(io.BytesIO(base64.b64decode(text.partition(",")[2]))).convert("RGBA") for text in encoded]
     # The first layer is the picture. Regions are half transparent, with soft edges.
     alphas = [np.asarray(layer)[..., 3] for layer in layers[1:]]
-    return np.any([alpha > alpha.max() / 2 for alpha in alphas], axis=0)  # type: ignore[no-any-return]
+    drawn = np.any([alpha > alpha.max() / 2 for alpha in alphas], axis=0)
+    (height, width), (left, top, right, bottom) = mask.shape, _shown(page)
+    shown = (left * width, top * height, right * width, bottom * height)
+    expected = Image.fromarray(mask).resize((drawn.shape[1], drawn.shape[0]), Image.Resampling.NEAREST, box=shown)
+    return iou(drawn, np.asarray(expected))
 
 
 def annotate_interactively(page: Page) -> None:
@@ -151,6 +156,27 @@ def _picture(page: Page) -> dict[str, float]:
     return dict(box)
 
 
+def _shown(page: Page) -> tuple[float, float, float, float]:
+    """The part of the picture that can be seen, `xyxy`, in parts of its width and height.
+
+    A small picture is enlarged a little beyond its frame, about the middle.
+    """
+    found: list[float] = page.evaluate(
+        """() => {
+            const stage = Konva.stages[0];
+            const image = [...Htx.annotationStore.selected.objects].find(object => object.type === 'image');
+            const width = stage.scaleX() * image.stageWidth, height = stage.scaleY() * image.stageHeight;
+            return [-stage.x() / width, -stage.y() / height,
+                    (stage.width() - stage.x()) / width, (stage.height() - stage.y()) / height];
+        }"""
+    )
+    left, top, right, bottom = (min(max(value, 0.0), 1.0) for value in found)
+    return left, top, right, bottom
+
+
 def _on_screen(page: Page, x: float, y: float) -> tuple[float, float]:
-    box = _picture(page)
-    return box["x"] + x * box["width"], box["y"] + y * box["height"]
+    box, (left, top, right, bottom) = _picture(page), _shown(page)
+    return (
+        box["x"] + (x - left) / (right - left) * box["width"],
+        box["y"] + (y - top) / (bottom - top) * box["height"],
+    )

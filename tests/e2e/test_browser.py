@@ -1,24 +1,17 @@
-"""What an annotator sees in a real browser.
-
-With `VLM_PICTURES` naming a directory (`make pictures`) the README's picture is taken there.
-"""
+"""What an annotator sees in a real browser; the README's picture is taken here."""
 
 from __future__ import annotations
 
-import io
-import os
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from backend.demo.stack import Stack
 from backend.label_studio.client import LabelStudioClient
-from tests.e2e.browser import chromium_path, drawn_regions, open_task, signed_in
+from tests.e2e.browser import agreement, chromium_path, open_task, signed_in
 from tests.e2e.harness import PreLabelled, brush_masks
-from vlm_core.evaluate import iou
+from tests.pictures import keep_picture
 
 pytestmark = pytest.mark.e2e
 
@@ -41,16 +34,11 @@ def test_the_masks_are_drawn_where_they_belong(
         open_task(page, stack.label_studio_url, pre_labelled.project_id, task_id, min(map(len, versions)))
         deadline = time.monotonic() + DRAWN_S
         while best < 0.9 and time.monotonic() < deadline:
-            drawn = drawn_regions(page)
             for masks in versions:
-                expected = Image.fromarray(np.any(list(masks.values()), axis=0))
-                agreement = iou(drawn, np.asarray(expected.resize((drawn.shape[1], drawn.shape[0]))))
-                if agreement > best:
-                    best, labels = agreement, masks
+                seen = agreement(page, np.any(list(masks.values()), axis=0))
+                if seen > best:
+                    best, labels = seen, masks
         listed = {title.strip() for title in page.locator(".lsf-outliner-item__title").all_inner_texts()}
-        if folder := os.environ.get("VLM_PICTURES"):
-            picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-            small = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
-            small.save(Path(folder) / "label-studio.png", optimize=True)
+        keep_picture("label-studio", page.screenshot)
     assert best >= 0.9
     assert listed == set(labels)

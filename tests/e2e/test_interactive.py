@@ -1,23 +1,19 @@
 """Auto-annotation in the real editor: a phrase, a rectangle and a point become masks, and it says what came of them.
 
-With `VLM_PICTURES` naming a directory (`make pictures`) the documentation's picture is taken there.
+The documentation's picture is taken here.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from label_studio_sdk.converter.brush import decode_rle
-from PIL import Image
 from playwright.sync_api import Page
 
 from backend.demo.project import png
@@ -37,6 +33,7 @@ from tests.e2e.browser import (
     signed_in,
     type_phrase,
 )
+from tests.pictures import keep_picture
 from vlm_core.demo.scenes import Scene, SceneObject, generate_scene
 from vlm_core.evaluate import iou
 
@@ -154,10 +151,7 @@ def test_a_phrase_a_rectangle_and_a_point_become_masks(editor: Editor, scene: Sc
     (mask,) = editor.masks("heart")
     assert iou(mask, large.mask) >= 0.6
     assert not (mask & medium.mask).any()
-    if folder := os.environ.get("VLM_PICTURES"):
-        picture = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-        small = picture.quantize(256, kmeans=3, dither=Image.Dither.NONE)
-        small.save(Path(folder) / "interactive.png", optimize=True)
+    keep_picture("interactive", page.screenshot)
 
     choose_label(page, "heart")
     choose_smart_tool(page, "key-point-tool")

@@ -1,19 +1,15 @@
 """The page at `/` after a round trip on a real Label Studio, with annotators who keep what is good.
 
-With `VLM_PICTURES` naming a directory (`make pictures`) the picture of docs/status-page.md is taken there.
+The pictures of docs/status-page.md are taken here.
 """
 
 from __future__ import annotations
 
-import io
-import os
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from backend.acceptance import AcceptanceStore
@@ -25,6 +21,7 @@ from backend.label_studio.client import LabelStudioClient
 from backend.versions import read_version_name
 from tests.e2e.browser import chromium_path
 from tests.e2e.harness import PreLabelled, brush_masks
+from tests.pictures import keep_picture
 from vlm_core.evaluate import iou
 
 pytestmark = pytest.mark.e2e
@@ -107,12 +104,12 @@ def test_the_page_tells_what_annotators_made_of_the_better_version(
             assert f"Version {name.number} serves as {served}" in " ".join(text.split())
             assert "drawn beside a prediction" not in text
             assert page.evaluate("document.documentElement.scrollWidth") == width
-            if folder := os.environ.get("VLM_PICTURES"):
-                shot = Image.open(io.BytesIO(page.screenshot(full_page=width > 390))).convert("RGB")
-                small = shot.quantize(128, kmeans=3, dither=Image.Dither.NONE)
-                small.save(
-                    Path(folder) / ("status-page.png" if width > 390 else "status-page-phone.png"), optimize=True
-                )
+            wide = width > 390
+            keep_picture(
+                "status-page" if wide else "status-page-phone",
+                lambda page=page, wide=wide: page.screenshot(full_page=wide),
+                colours=128,
+            )
             page.close()
         browser.close()
     assert said == []

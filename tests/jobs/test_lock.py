@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import redis
 
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
+from tests.private_redis import private_redis
 from training_jobs.errors import LockLostError, ProjectBusyError
 from training_jobs.lock import ProjectLock, release_dead
 
@@ -20,8 +18,8 @@ KEY = "vlm:training:7:lock"
 
 @pytest.fixture
 def connection(tmp_path: Path) -> Iterator[redis.Redis]:
-    yield connect_redis(SimpleNamespace(data_dir=tmp_path, redis_url=None))
-    release_server(tmp_path / "redis")
+    with private_redis(tmp_path) as connected:
+        yield connected
 
 
 def test_one_job_at_a_time(connection: redis.Redis) -> None:

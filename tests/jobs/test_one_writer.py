@@ -4,31 +4,21 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import redis
 
 from backend.prelabel_ledger import Ledger
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
 from tests.jobs.one_writer import PATIENCE, play
+from tests.private_redis import private_redis
 
 STORIES = 250
 
 
-@dataclass(frozen=True)
-class Where:
-    data_dir: Path
-    redis_url: str | None = None
-
-
 @pytest.fixture(scope="module")
 def connection(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    where = Where(tmp_path_factory.mktemp("ledger"))
-    yield connect_redis(where)
-    release_server(where.data_dir / "redis")
+    with private_redis(tmp_path_factory.mktemp("ledger")) as connected:
+        yield connected
 
 
 @pytest.mark.parametrize("block", range(5))

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import psutil
 import pytest
@@ -18,25 +17,12 @@ from backend import prelabel_queue
 from backend.job_commands import jobs_report
 from backend.job_history import JobHistory
 from backend.prelabel_queue import PrelabelQueue, PrelabelRequest
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
 from backend.settings import Settings
 from tests.jobs.label_studio import picture, serve
 from tests.jobs.prelabelled import PrelabelLabelStudio
 from tests.jobs.test_worker import start_worker, until
 
 TASKS = 150
-
-
-@pytest.fixture
-def settings(tmp_path: Path, checkpoint: Path) -> Settings:
-    return Settings(checkpoint=str(checkpoint), data_dir=tmp_path, device="cpu")
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    yield connect_redis(settings)
-    release_server(settings.data_dir / "redis")
 
 
 @pytest.fixture

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,8 +17,7 @@ from backend.label_studio.errors import (
     LabelStudioServerError,
 )
 from backend.prelabel_ledger import Ledger
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
+from tests.private_redis import private_redis
 from training_jobs import prelabel_writer
 from training_jobs.prelabel_writer import PredictionWriter
 
@@ -28,17 +25,10 @@ V = "demo-p7-v000-12345678"
 OWNER = "job:1"
 
 
-@dataclass(frozen=True)
-class Where:
-    data_dir: Path
-    redis_url: str | None = None
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[redis.Redis]:
-    where = Where(tmp_path_factory.mktemp("writer"))
-    yield connect_redis(where)
-    release_server(where.data_dir / "redis")
+    with private_redis(tmp_path_factory.mktemp("writer")) as connected:
+        yield connected
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from backend.label_studio.connect import DESCRIPTION
 from backend.label_studio.errors import LabelStudioServerError
 from backend.plans import ExtraParams
 from backend.queue import TrainingQueue
-from backend.redis_connection import connect_redis
 from backend.redis_server import release_server
 from backend.settings import Settings
 from backend.versions import VersionStore
@@ -41,12 +40,6 @@ def label_studio() -> Iterator[LabelStudio]:
 @pytest.fixture
 def settings(tmp_path: Path, label_studio: LabelStudio) -> Settings:
     return Settings(data_dir=tmp_path, label_studio_url=label_studio.url, label_studio_api_key=TOKEN)
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    yield connect_redis(settings)
-    release_server(settings.data_dir / "redis")
 
 
 @pytest.fixture

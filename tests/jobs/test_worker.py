@@ -22,21 +22,10 @@ from backend.job_commands import jobs_report, versions_report
 from backend.job_history import JobHistory
 from backend.queue import START_TRAINING, TrainingQueue
 from backend.redis_connection import connect_redis
-from backend.redis_server import find_server, release_server
+from backend.redis_server import find_server
 from backend.settings import Settings
 from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, corrected_project, serve
-
-
-@pytest.fixture
-def settings(tmp_path: Path, checkpoint: Path) -> Settings:
-    return Settings(checkpoint=str(checkpoint), data_dir=tmp_path, device="cpu")
-
-
-@pytest.fixture
-def connection(settings: Settings) -> Iterator[redis.Redis]:
-    yield connect_redis(settings)
-    release_server(settings.data_dir / "redis")
 
 
 @pytest.fixture

@@ -25,10 +25,9 @@ from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connect import connect_project
 from backend.label_studio.connection import FIRST_TITLE, SECRET_HEADER
 from backend.queue import QUEUE_NAME
-from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
 from backend.settings import Settings
 from tests.backend.label_studio.fake import FakeLabelStudio, jwt
+from tests.private_redis import private_redis
 
 URL = "http://127.0.0.1:9090"
 V1 = "demo-p1-v001-bbbbbbbb"
@@ -37,19 +36,11 @@ CONFIG = """<View><Image name="image" value="$image"/>
 <BrushLabels name="brush" toName="image"><Label value="cat"/></BrushLabels></View>"""
 
 
-@dataclass
-class Redis:
-    """A private Redis in a data directory."""
-
-    data_dir: Path
-    redis_url: str | None = None
-
-
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, redis.Redis]]:
-    where = Redis(tmp_path_factory.mktemp("doctor"))
-    yield where.data_dir, connect_redis(where)
-    release_server(where.data_dir / "redis")
+    data_dir = tmp_path_factory.mktemp("doctor")
+    with private_redis(data_dir) as connected:
+        yield data_dir, connected
 
 
 @dataclass
