@@ -61,7 +61,7 @@ def examine_all(
                 "redis",
                 here,
                 lambda: machine.check_redis(
-                    lambda: connect_redis(settings, start=False, tries=1), own=settings.redis_url is not None
+                    lambda: connect_redis(settings, start=False, tries=2), own=settings.redis_url is not None
                 ),
             ),
         ]

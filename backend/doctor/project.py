@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import httpx
 
 from backend.doctor.findings import Finding, Subject
-from backend.label_studio.client import Json, LabelStudioClient
+from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, parse_label_config
 from backend.label_studio.connect import explained
 from backend.label_studio.connection import (
@@ -32,6 +32,7 @@ from backend.label_studio.connection import (
     webhook_url,
 )
 from backend.label_studio.errors import LabelStudioError
+from backend.label_studio.transport import Json
 from backend.plans import ExtraParams
 from backend.settings import Settings
 from backend.versions import read_version_name

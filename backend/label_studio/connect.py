@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
-from backend.label_studio.client import Json, LabelStudioClient
+from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.connection import (
     CONNECTED,
     DESCRIPTION,
@@ -46,6 +46,7 @@ from backend.label_studio.errors import (
     LabelStudioForbiddenError,
     LabelStudioRejectedError,
 )
+from backend.label_studio.transport import Json
 
 
 class ConnectError(LabelStudioError):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from backend.label_studio.client import Json
+from backend.label_studio.transport import Json
 from backend.versions import read_version_name
 
 SECRET_HEADER = "X-VLM-Webhook-Secret"
