@@ -14,11 +14,11 @@ from PIL import Image
 
 
 def keep_picture(name: str, screenshot: Callable[[], bytes], *, colours: int = 256) -> None:
-    """Keep a screenshot as NAME.png, with few colours; it is not taken where nobody keeps it."""
+    """Keep a screenshot as the PNG file of that name, with few colours; it is not taken where nobody keeps it."""
     folder = os.environ.get("VLM_PICTURES")
     if not folder:
         return
-    path = Path(folder) / f"{name}.png"
+    path = Path(folder) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     picture = Image.open(io.BytesIO(screenshot())).convert("RGB")
     picture.quantize(colours, kmeans=3, dither=Image.Dither.NONE).save(path, optimize=True)

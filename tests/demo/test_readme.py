@@ -97,7 +97,7 @@ def test_make_pictures_makes_every_picture() -> None:
         if picture.parent == folder:
             naming = [maker.name for maker in makers if f'"{picture.name}"' in maker.read_text()]
         else:  # named by what they show, in a table of the module that the folder is named after
-            (maker,) = (maker for maker in makers if maker.stem == picture.parent.name)
+            (maker,) = (maker for maker in makers if maker.stem.removeprefix("test_") == picture.parent.name)
             naming = [maker.name] if f'"{picture.stem}"' in maker.read_text() else []
         assert len(naming) == 1, f"{picture.name} is named by {naming or 'none'} of what make pictures runs"
 

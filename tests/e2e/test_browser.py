@@ -39,6 +39,6 @@ def test_the_masks_are_drawn_where_they_belong(
                 if seen > best:
                     best, labels = seen, masks
         listed = {title.strip() for title in page.locator(".lsf-outliner-item__title").all_inner_texts()}
-        keep_picture("label-studio", page.screenshot)
+        keep_picture("label-studio.png", page.screenshot)
     assert best >= 0.9
     assert listed == set(labels)

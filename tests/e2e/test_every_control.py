@@ -124,7 +124,7 @@ def alike(sent: Any, kept: Any, name: str = "") -> bool:
     return bool(sent == kept)
 
 
-@pytest.mark.parametrize(("config", "title"), [(WITH_LABELS, "shapes with labels"), (BARE, "bare shapes")])
+@pytest.mark.parametrize(("config", "title"), [(WITH_LABELS, "shapes-with-labels"), (BARE, "bare-shapes")])
 def test_the_editor_opens_what_was_predicted_for_every_control(
     stack: Stack, client: LabelStudioClient, scene: Scene, config: str, title: str
 ) -> None:
@@ -133,7 +133,7 @@ def test_the_editor_opens_what_was_predicted_for_every_control(
     assert {c.from_name for c in plan.controls} <= {result["from_name"] for result in predicted.result}
     with opened(stack, predicted, height=2000) as (page, complaints):
         kept = comparable(serialized(page))
-        keep_picture(f"editor/{title.replace(' ', '-')}", page.screenshot)
+        keep_picture(f"every_control/{title}.png", page.screenshot)
     assert complaints == []
     sent = comparable(predicted.result)
     assert kept.keys() == sent.keys()
@@ -144,9 +144,12 @@ def test_the_editor_opens_what_was_predicted_for_every_control(
             assert kept[key]["original_width"] == result["original_width"]
 
 
-@pytest.mark.parametrize("shape", ["Brush", "Bitmask", "Polygon", "Rectangle"])
+@pytest.mark.parametrize(
+    ("shape", "picture"),
+    [("Brush", "brush"), ("Bitmask", "bitmask"), ("Polygon", "polygon"), ("Rectangle", "rectangle")],
+)
 def test_the_pixels_on_the_screen_are_those_of_the_known_things(
-    stack: Stack, client: LabelStudioClient, scene: Scene, shape: str
+    stack: Stack, client: LabelStudioClient, scene: Scene, shape: str, picture: str
 ) -> None:
     config = (
         '<View><Image name="image" value="$image" smoothing="false"/>'
@@ -161,7 +164,7 @@ def test_the_pixels_on_the_screen_are_those_of_the_known_things(
         deadline = time.monotonic() + DRAWN_S
         while best < 0.9 and time.monotonic() < deadline:
             best, seen = agreement(page, sent), agreement(page, truth)
-        keep_picture(f"editor/{shape.lower()}", page.screenshot)
+        keep_picture(f"every_control/{picture}.png", page.screenshot)
     assert complaints == []
     assert best >= 0.9
     assert seen >= 0.6

@@ -151,7 +151,7 @@ def test_a_phrase_a_rectangle_and_a_point_become_masks(editor: Editor, scene: Sc
     (mask,) = editor.masks("heart")
     assert iou(mask, large.mask) >= 0.6
     assert not (mask & medium.mask).any()
-    keep_picture("interactive", page.screenshot)
+    keep_picture("interactive.png", page.screenshot)
 
     choose_label(page, "heart")
     choose_smart_tool(page, "key-point-tool")

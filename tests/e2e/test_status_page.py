@@ -106,7 +106,7 @@ def test_the_page_tells_what_annotators_made_of_the_better_version(
             assert page.evaluate("document.documentElement.scrollWidth") == width
             wide = width > 390
             keep_picture(
-                "status-page" if wide else "status-page-phone",
+                "status-page.png" if wide else "status-page-phone.png",
                 lambda page=page, wide=wide: page.screenshot(full_page=wide),
                 colours=128,
             )
