@@ -24,5 +24,7 @@ class Where:
 @contextmanager
 def private_redis(data_dir: Path) -> Iterator[redis.Redis]:
     """A connection to a server that keeps its data in a directory; the server ends after."""
-    yield connect_redis(Where(data_dir))
-    release_server(data_dir / "redis")
+    try:
+        yield connect_redis(Where(data_dir))
+    finally:
+        release_server(data_dir / "redis")
