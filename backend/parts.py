@@ -11,6 +11,7 @@ from backend.disk_cache import DiskCache
 from backend.gpu_memory import bound_gpu_memory
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.label_studio.transport import IMPORT_PATIENCE
 from backend.label_studio.values import (
     bitmask_value,
     brush_value,
@@ -84,4 +85,5 @@ def connect_prelabelling(settings: Settings) -> PrelabelQueue:
 
 def patience(settings: Settings) -> Patience:
     """How long server and jobs wait for each other and for Label Studio before they write a prediction."""
-    return Patience(settle_s=2 * settings.label_studio_timeout_s)
+    # What an import that was given up does after it, it does within the time for one more answer.
+    return Patience(settle_s=(IMPORT_PATIENCE + 1) * settings.label_studio_timeout_s)

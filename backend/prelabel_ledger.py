@@ -60,7 +60,7 @@ class Patience:
     """
 
     lease_s: float = 60.0
-    settle_s: float = 60.0
+    settle_s: float = 120.0
     answer_s: float = 600.0
     travel_s: float = 60.0
     check_s: float = 15.0

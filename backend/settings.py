@@ -157,7 +157,7 @@ class Settings(BaseSettings):
         gt=0,
         le=3600,
         validation_alias=AliasChoices("VLM_LABEL_STUDIO_TIMEOUT_S"),
-        description="Seconds to wait for one answer of Label Studio's API.",
+        description="Seconds to wait for one answer of Label Studio's API; for that to an import three times as many.",
     )
 
     show_scores: bool = Field(

@@ -62,12 +62,11 @@ class LabelStudioClient(Transport):
     # Tasks, annotations, predictions ------------------------------------------------------------------------
     def import_tasks(self, project_id: int, tasks: Sequence[Mapping[str, Any]]) -> Json:
         """Add tasks given as `{"data": {...}}`."""
-        return self._send("POST", f"/api/projects/{project_id}/import", list(tasks))
+        return self._import(f"/api/projects/{project_id}/import", body=list(tasks))
 
     def upload_file(self, project_id: int, name: str, content: bytes, media_type: str) -> Json:
         """Upload one image; Label Studio makes a task of it."""
-        path = f"/api/projects/{project_id}/import"
-        return as_object(self._call("POST", path, files={"file": (name, content, media_type)}), path)
+        return self._import(f"/api/projects/{project_id}/import", files={"file": (name, content, media_type)})
 
     def tasks(
         self,
@@ -180,7 +179,7 @@ class LabelStudioClient(Transport):
         Returns:
             How many were made. Label Studio leaves out, without a word, what does not fit the labelling config.
         """
-        return int(self._send("POST", f"/api/projects/{project_id}/import/predictions", list(predictions))["created"])
+        return int(self._import(f"/api/projects/{project_id}/import/predictions", body=list(predictions))["created"])
 
     def delete_prediction(self, prediction_id: int) -> None:
         """Delete a prediction."""

@@ -29,6 +29,9 @@ Json = dict[str, Any]
 
 OTHER_SERVICE = "Is LABEL_STUDIO_URL the address of Label Studio?"
 
+IMPORT_PATIENCE = 3
+"""An import is waited for so many times as long as other calls: Label Studio stores all of it before it answers."""
+
 _RETRY_WAITS_S = (0.3, 1.0)
 _AWAY = (502, 503, 504)
 _SAID_CHARS = 500
@@ -40,7 +43,7 @@ class Transport:
     Args:
         base_url: Label Studio's address, like http://localhost:8080 (with its path where it has one).
         api_key: personal access token or legacy token; None calls without one.
-        timeout_s: seconds for connecting, and for each wait for the answer.
+        timeout_s: seconds for each wait for the answer; `IMPORT_PATIENCE` times as many for that to an import.
         transport: what carries the requests; for tests and for proxies.
         sleep: how to wait between tries.
 
@@ -59,9 +62,9 @@ class Transport:
         """Prepare; nothing is sent yet."""
         self.base_url = base_url.rstrip("/")
         self._sleep = sleep
+        self._timeout_s = timeout_s
         self._http = httpx.Client(
             base_url=self.base_url,
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0)),
             transport=transport,
             headers={"Accept": "application/json", "User-Agent": "label-studio-vlm-backend"},
         )
@@ -121,6 +124,9 @@ class Transport:
     def _send(self, method: str, path: str, body: Any) -> Json:
         return as_object(self._call(method, path, body=body), path)
 
+    def _import(self, path: str, *, body: Any = None, files: Any = None) -> Json:
+        return as_object(self._call("POST", path, body=body, files=files, patience=IMPORT_PATIENCE), path)
+
     def _pages(self, path: str, params: Mapping[str, Any], *, items: str, page_size: int) -> Iterator[Json]:
         page = 1
         while True:
@@ -147,6 +153,7 @@ class Transport:
         params: Mapping[str, Any] | None = None,
         body: Any = None,
         files: Any = None,
+        patience: float = 1,
     ) -> Any:
         """One call, with its tries: again after a refused access token, and for reads when nobody answers."""
         waits = iter(_RETRY_WAITS_S if method == "GET" else ())
@@ -154,7 +161,7 @@ class Transport:
         while True:
             header = self.authorization()
             try:
-                response = self._request(method, path, header, params=params, body=body, files=files)
+                response = self._request(method, path, header, params=params, body=body, files=files, patience=patience)
             except LabelStudioUnreachableError:
                 wait = next(waits, None)
                 if wait is None:
@@ -173,11 +180,22 @@ class Transport:
             return self._read(response, path)
 
     def _request(
-        self, method: str, path: str, header: str | None, *, params: Any = None, body: Any = None, files: Any = None
+        self,
+        method: str,
+        path: str,
+        header: str | None,
+        *,
+        params: Any = None,
+        body: Any = None,
+        files: Any = None,
+        patience: float = 1,
     ) -> httpx.Response:
         headers = {"Authorization": header} if header else {}
+        timeout = _timeout(patience * self._timeout_s)
         try:
-            return self._http.request(method, path, params=params, json=body, files=files, headers=headers)
+            return self._http.request(
+                method, path, params=params, json=body, files=files, headers=headers, timeout=timeout
+            )
         except httpx.TimeoutException:
             raise LabelStudioUnreachableError(
                 f"Label Studio at {self.base_url} did not answer {_shown(path)} in time. Is it overloaded?"
@@ -256,6 +274,11 @@ def as_object(answer: Any, path: str) -> Json:
     if not isinstance(answer, dict):
         raise LabelStudioServerError(f"Label Studio's answer to {_shown(path)} is no object. {OTHER_SERVICE}")
     return answer
+
+
+def _timeout(timeout_s: float) -> httpx.Timeout:
+    # Whoever listens answers a connection at once, however busy.
+    return httpx.Timeout(timeout_s, connect=min(timeout_s, 10.0))
 
 
 def _shown(path: str) -> str:
