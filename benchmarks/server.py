@@ -21,8 +21,8 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @contextmanager
-def running_backend(checkpoint: str) -> Iterator[tuple[httpx.Client, Child]]:
-    """A backend that has loaded its checkpoint, and a client for it."""
+def running_backend(checkpoint: str, **variables: str) -> Iterator[tuple[httpx.Client, Child]]:
+    """A backend that has loaded its checkpoint, and a client for it; `variables` are more of its environment."""
     with tempfile.TemporaryDirectory() as folder, Supervisor(Path(folder) / "logs") as supervisor:
         port = free_port()
         environment = child_environment(
@@ -32,6 +32,7 @@ def running_backend(checkpoint: str) -> Iterator[tuple[httpx.Client, Child]]:
             VLM_HOST="127.0.0.1",
             PORT=str(port),
             PYTHONPATH=str(ROOT),  # the code beside this file, whatever is installed
+            **variables,
         )
         argv = [sys.executable, "-m", "backend.cli", "serve"]
         child = supervisor.start("backend", argv, env=environment, cwd=Path(folder), remedy="See its log.")
