@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from backend.label_studio.errors import LabelStudioError, LabelStudioNotFoundError, LabelStudioRejectedError
 from backend.label_studio.task_filter import among, with_version
 from backend.prelabel_ledger import Ledger
+from training_jobs.import_pace import ImportPace
 
 log = logging.getLogger(__name__)
 
@@ -28,9 +29,6 @@ MOST_PREDICTIONS = 250
 
 MOST_BYTES = 16 * 1024 * 1024
 """In one import: the masks of large images are megabytes."""
-
-_SLOW_S = 10.0
-"""An import that takes longer is one where the next is smaller, and Label Studio gets a rest before it."""
 
 
 class PredictionApi(Protocol):
@@ -78,7 +76,7 @@ class PredictionWriter:
         self._owner = owner
         self._one_at_a_time = one_at_a_time
         self._sleep = sleep
-        self._most = MOST_PREDICTIONS
+        self._pace = ImportPace(MOST_PREDICTIONS)
         self._version = ""
         self._waiting: dict[int, str] = {}
         self._bytes = 0
@@ -106,7 +104,7 @@ class PredictionWriter:
                 continue
             # As text, which is a fraction of what the same lists of numbers take.
             text = json.dumps({"task": task_id, **item}, allow_nan=False)
-            if self._waiting and (len(self._waiting) >= self._most or self._bytes + len(text) > MOST_BYTES):
+            if self._waiting and (len(self._waiting) >= self._pace.size or self._bytes + len(text) > MOST_BYTES):
                 self.flush()
             self._waiting[task_id] = text
             self._bytes += len(text)
@@ -165,7 +163,8 @@ class PredictionWriter:
         lost = ledger.finish(owner, version, ids, "posted")
         if lost:
             self._remove_surplus(lost)
-        self._adapt(took_s)
+        if rest_s := self._pace.note(created, took_s):
+            self._sleep(rest_s)
 
     def _post_less(self, predictions: Mapping[int, str], error: LabelStudioRejectedError) -> None:
         """Import what of a refused import can be: Label Studio stores nothing of it for one that is wrong."""
@@ -190,10 +189,3 @@ class PredictionWriter:
                 log.warning("project=%d task=%d was written twice, one is removed", self._project_id, task_id)
                 with contextlib.suppress(LabelStudioNotFoundError):  # the other job has found it too
                     self._client.delete_prediction(int(surplus["id"]))
-
-    def _adapt(self, took_s: float) -> None:
-        if took_s > _SLOW_S:
-            self._most = max(10, self._most // 2)
-            self._sleep(min(took_s, 2 * _SLOW_S))
-        elif took_s < _SLOW_S / 4:
-            self._most = min(MOST_PREDICTIONS, self._most * 2)
