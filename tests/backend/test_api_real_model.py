@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 
 import vlm_core
 from backend.app import create_app
+from backend.label_studio.brush import decode_mask
 from backend.settings import Settings
 from tests.core.factories import make_clip_directory, make_clipseg_directory
 from vlm_core.masks import binarise, upsample_logits
@@ -194,8 +195,11 @@ def test_all_photographs_get_valid_masks_of_the_displayed_size(
             assert 0.0 <= region["score"] <= 1.0
             if region["type"] == "choices":
                 continue
-            mask = _mask(region)
-            assert mask.shape == (shown.height, shown.width), path.name
+            mask = decode_mask(region["value"]["rle"], (shown.height, shown.width))
+            if (
+                checked % 12 == 0
+            ):  # the SDK's own takes seconds for each; what ours says of any mask test_brush compares
+                assert np.array_equal(mask, _mask(region)), path.name
             full = upsample_logits(groups[region["value"]["brushlabels"][0]], mask.shape).amax(0)
             assert (mask != binarise(full.sigmoid(), 0.5)).mean() < 1e-4, path.name
             checked += 1
