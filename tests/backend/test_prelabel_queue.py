@@ -177,8 +177,11 @@ def test_an_import_without_an_answer_is_doubtful_until_it_has_settled(ledger: Le
     clock.now += 11
     ledger.take("b:1", 9)
     assert ledger.begin_import("b:1", V, [1]).doubtful == [1]
-    clock.now += 50
-    assert ledger.begin_import("b:1", V, [1]).own == [1]  # 61 s after it was sent
+    clock.now += ledger.patience.settle_s - 13
+    ledger.renew("b:1")
+    assert ledger.begin_import("b:1", V, [1]).doubtful == [1]  # 2 s too early
+    clock.now += 3
+    assert ledger.begin_import("b:1", V, [1]).own == [1]
     ledger.abort_import("b:1", V, [1])
     assert ledger.begin_import("b:1", V, [1]).own == [1]
 
