@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from backend.activity import Activity
 from backend.api.auth import Gate
+from backend.api.cancel import CancelHandlers
 from backend.api.errors import ApiError
 from backend.api.handlers import Handlers, QueueUnavailableError, Training
 from backend.api.logs import RequestLog, api_error, http_error
@@ -19,6 +20,7 @@ from backend.api.openapi import document
 from backend.api.prelabel import PrelabelHandlers
 from backend.api.routes import make_router
 from backend.handing_over import HandingOver, PrelabelLink
+from backend.job_history import JobHistory
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.titles import ProjectTitles
@@ -132,6 +134,7 @@ def create_app(
         make_router(
             handlers,
             PrelabelHandlers(prelabelling),
+            CancelHandlers(training, JobHistory(settings.data_dir)),
             Gate(settings),
             page,
             request_max_bytes=settings.request_max_bytes,

@@ -336,15 +336,27 @@ def models_pull(
 def jobs(
     project: Annotated[int | None, typer.Option(help="Only this project's, by Label Studio's id.")] = None,
     limit: Annotated[int, typer.Option(min=1, help="Most ended jobs.")] = 20,
+    watch: Annotated[bool, typer.Option("--watch", help="Draw it anew every second, until Ctrl-C.")] = False,
+    cancel: Annotated[
+        int | None, typer.Option(min=1, metavar="PROJECT", help="Give up this project's training that waits or runs.")
+    ] = None,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Show the jobs that wait, run and have ended, trainings and pre-labelling, and what became of them.
 
     Example: vlm jobs --project 7
+
+    Example: vlm jobs --watch
     """
     settings = settings_or_exit()
-    from backend.job_commands import jobs_report, print_jobs
+    from backend.job_commands import cancel_job, jobs_report, print_jobs, watch_jobs
 
+    if cancel is not None:
+        typer.echo(cancel_job(settings, cancel))
+        return
+    if watch:
+        watch_jobs(settings, project_id=project, limit=limit)
+        return
     report = jobs_report(settings, project_id=project, limit=limit)
     if json_:
         typer.echo(json.dumps(report, indent=2))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
 import redis
-from rich.console import Console
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from backend.cancelling import cancel_training
 from backend.job_history import JobHistory, JobRecord
 from backend.prelabel_queue import PrelabelQueue
 from backend.queue import LiveJob, TrainingQueue
@@ -19,6 +24,11 @@ from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
 from backend.versions import VersionError, VersionStore
+from vlm_core.errors import VLMError
+
+
+class CancelError(VLMError):
+    """A training could not be cancelled."""
 
 
 def jobs_report(settings: Settings, *, project_id: int | None = None, limit: int = 20) -> dict[str, Any]:
@@ -50,8 +60,44 @@ def jobs_report(settings: Settings, *, project_id: int | None = None, limit: int
     }
 
 
+def cancel_job(settings: Settings, project_id: int) -> str:
+    """Give up a project's training; what became of it, for people.
+
+    Raises:
+        RedisUnavailableError: Redis is not there; nothing has changed.
+        CancelError: it went away meanwhile.
+    """
+    with connect_redis(settings, start=False) as connection:
+        try:
+            outcome = cancel_training(TrainingQueue(connection), JobHistory(settings.data_dir), project_id)
+        except redis.RedisError as error:
+            raise CancelError(f"Redis did not answer ({type(error).__name__}): try again") from error
+    return {
+        "removed": f"The training of project {project_id} that waited is no more.",
+        "stopping": f"The training of project {project_id} is being stopped; vlm jobs shows it as cancelled then.",
+        "nothing": f"No training of project {project_id} waits or runs.",
+    }[outcome]
+
+
+def watch_jobs(
+    settings: Settings, *, project_id: int | None = None, limit: int = 20, rounds: int | None = None
+) -> None:
+    """Draw the jobs anew every second until Ctrl-C; arguments as for `jobs_report`, `rounds` for tests."""
+    with Live(console=Console(), auto_refresh=False) as live, contextlib.suppress(KeyboardInterrupt):
+        for number in itertools.count():
+            live.update(jobs_table(jobs_report(settings, project_id=project_id, limit=limit)), refresh=True)
+            if rounds is not None and number + 1 >= rounds:
+                return
+            time.sleep(1.0)
+
+
 def print_jobs(report: Mapping[str, Any]) -> None:
     """Draw `jobs_report` as a table."""
+    Console().print(jobs_table(report))
+
+
+def jobs_table(report: Mapping[str, Any]) -> RenderableType:
+    """`jobs_report` for the terminal."""
     table = Table()
     for column in ("project", "job", "state", "when", "what"):
         table.add_column(column, overflow="fold")
@@ -67,13 +113,11 @@ def print_jobs(report: Mapping[str, Any]) -> None:
         if left_out := _left_out(job["counts"]):
             what += f"\nleft out: {left_out}"
         _add(table, job["project_id"], job["job_id"], job["outcome"], _time(job["ended_at"]), what)
-    console = Console()
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("No job yet. Corrections, or Start Training in Label Studio, ask for one; or vlm prelabel.")
+    none = "No job yet. Corrections, or Start Training in Label Studio, ask for one; or vlm prelabel."
+    shown: list[RenderableType] = [table if table.row_count else Text(none)]
     if report["queue"] != "running":
-        console.print(Text(f"Waiting and running jobs are not known: {report['queue']}"))
+        shown.append(Text(f"Waiting and running jobs are not known: {report['queue']}"))
+    return Group(*shown)
 
 
 def versions_report(settings: Settings, project_id: int | None = None) -> list[dict[str, Any]]:
@@ -182,6 +226,10 @@ def _doing(job: Mapping[str, Any]) -> str:
     if job["state"] == "retrying":
         return f"will be tried again: {job['problem']}"
     what = f"{progress['phase']}, {progress['percent']} %" if progress else str(job["reason"])
+    if progress.get("loss") is not None:
+        what += f", loss {progress['loss']:.3g}"
+    if progress.get("seconds_left") is not None:
+        what += f", {duration(progress['seconds_left'])} left"
     return f"{what}; one more will follow" if job["follow_up"] else what
 
 

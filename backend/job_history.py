@@ -26,6 +26,7 @@ JobOutcome = Literal[
     "nothing new",
     "nothing to learn",
     "superseded",
+    "cancelled",
     "interrupted",
     "pre-labelled",
     "failed",
@@ -47,8 +48,8 @@ class JobRecord(BaseModel):
 
     Attributes:
         outcome: "published": a better version serves; "not better": kept as a candidate; "too few", "nothing new" and
-            "nothing to learn": nothing was trained; "superseded": another job took over; "pre-labelled": a run of
-            pre-labelling is over; "failed": an error.
+            "nothing to learn": nothing was trained; "superseded": another job took over; "cancelled": somebody gave
+            it up; "pre-labelled": a run of pre-labelling is over; "failed": an error.
         reason: one sentence for people.
         version: number of the version that was written, None where none was.
         labels: per label before and after.

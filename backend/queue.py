@@ -7,6 +7,7 @@ job covers every request that was counted before it began to read. Per project R
     vlm:training:<project>:seen        the count when the latest job began to read
     vlm:training:<project>:forced      set when somebody pressed the button since then
     vlm:training:<project>:job         the RQ job that waits or runs
+    vlm:training:<project>:cancelled   the RQ job that was cancelled while it ran; expires
 
 and these laws hold:
 
@@ -23,6 +24,7 @@ string path, so that this package never imports `training_jobs`, and are JSON, s
 from __future__ import annotations
 
 import json
+import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,14 +34,18 @@ from typing import Any, Literal
 import redis
 from redis.client import Pipeline
 from rq import Callback, Queue, Retry, Worker
-from rq.exceptions import NoSuchJobError
+from rq.command import send_stop_job_command
+from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+log = logging.getLogger(__name__)
+
 QUEUE_NAME = "vlm-training"
 TRAIN_FUNCTION = "training_jobs.jobs.train_project"
 FAILURE_CALLBACK = "training_jobs.jobs.on_failure"
+STOPPED_CALLBACK = "training_jobs.jobs.on_stopped"
 NEW_VERSION_CHANNEL = "vlm:new-version"
 
 START_TRAINING = "START_TRAINING"
@@ -51,6 +57,8 @@ RETRY_INTERVALS_S = (30, 180)
 RESULT_TTL_S = 7 * 24 * 3600
 FAILURE_TTL_S = 30 * 24 * 3600
 """How long RQ keeps what became of a job; the history in the data directory keeps it for good."""
+
+_CANCELLED_TTL_S = 7 * 24 * 3600
 
 _WAITING = frozenset({"created", "queued", "scheduled", "deferred", "rate_limited"})
 _RUNNING = frozenset({"started"})
@@ -85,6 +93,10 @@ class RequestOutcome:
 
     job_id: str
     state: Literal["queued", "already queued", "will follow"]
+
+
+Cancelled = Literal["removed", "stopping", "nothing"]
+"""What became of a wish to cancel: a waiting job was removed, a running one is being stopped, or there was none."""
 
 
 @dataclass(frozen=True)
@@ -270,6 +282,51 @@ class TrainingQueue:
                     continue
                 return following
 
+    def cancel(self, project_id: int) -> Cancelled:
+        """Give up the project's training, with all requests so far; later ones ask for another.
+
+        A running job is stopped by its worker within a second or two, and not tried again. Where its worker is dead,
+        the job ends as soon as another takes it up.
+
+        Raises:
+            redis.RedisError: Redis is down; nothing has changed.
+        """
+        keys = _Keys(project_id)
+        while True:
+            with self._redis.pipeline() as pipe:
+                try:
+                    pipe.watch(keys.job, keys.requested)
+                    job_id, status = self._status(pipe, keys)
+                    if job_id is None or status not in _WAITING | _RUNNING:
+                        return "nothing"
+                    waits = status in _WAITING
+                    job = Job.fetch(job_id, connection=self._redis, serializer=JSONSerializer)
+                    requested = int(pipe.get(keys.requested) or 0)
+                    pipe.multi()
+                    pipe.set(keys.seen, requested)
+                    pipe.delete(keys.forced)
+                    if waits:
+                        pipe.delete(keys.job)
+                        job.cancel(pipeline=pipe)
+                    else:
+                        pipe.set(keys.cancelled, job_id, ex=_CANCELLED_TTL_S)
+                    pipe.execute()
+                except redis.WatchError:  # it has begun, ended or been asked for again at this moment
+                    continue
+                except NoSuchJobError:
+                    return "nothing"
+            if waits:
+                return "removed"
+            try:
+                send_stop_job_command(self._redis, job_id, serializer=JSONSerializer)
+            except (InvalidJobOperation, NoSuchJobError):  # it has just ended, or nobody runs it: see `is_cancelled`
+                log.info("job %s is not being run by a worker now", job_id)
+            return "stopping"
+
+    def is_cancelled(self, project_id: int, job_id: str) -> bool:
+        """Whether this job was cancelled while it ran; asked by a worker that takes it up again."""
+        return _text(self._redis.get(_Keys(project_id).cancelled)) == job_id
+
     def enqueue_forgotten(self) -> list[int]:
         """Enqueue a job for each project with uncovered requests and no living job; for a worker's start.
 
@@ -356,6 +413,7 @@ class TrainingQueue:
             failure_ttl=FAILURE_TTL_S,
             retry=Retry(max=len(RETRY_INTERVALS_S), interval=list(RETRY_INTERVALS_S)),
             on_failure=Callback(FAILURE_CALLBACK, timeout=60),
+            on_stopped=Callback(STOPPED_CALLBACK, timeout=60),
             meta={"project_id": keys.project_id, "reason": reason},
             pipeline=pipe,
         )
@@ -412,6 +470,7 @@ class _Keys:
         self.seen = f"{prefix}:seen"
         self.forced = f"{prefix}:forced"
         self.job = f"{prefix}:job"
+        self.cancelled = f"{prefix}:cancelled"
 
 
 def _text(value: Any) -> str | None:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable
 
 from backend.api.handlers import QueueUnavailableError
-from backend.queue import LiveJob, QueueCounts, RequestOutcome, TrainingQueue
+from backend.queue import Cancelled, LiveJob, QueueCounts, RequestOutcome, TrainingQueue
 from backend.queue_link import QueueLink
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,22 @@ class TrainingLink:
             QueueUnavailableError: Redis is down; the request is not recorded.
         """
         return self._link.call(lambda queue: queue.request_training(project_id, reason=reason))
+
+    def status(self, project_id: int) -> LiveJob | None:
+        """The project's job that waits or runs; None where there is none.
+
+        Raises:
+            QueueUnavailableError: Redis is down.
+        """
+        return self._link.call(lambda queue: queue.status(project_id))
+
+    def cancel(self, project_id: int) -> Cancelled:
+        """Give up the project's training.
+
+        Raises:
+            QueueUnavailableError: Redis is down; nothing has changed.
+        """
+        return self._link.call(lambda queue: queue.cancel(project_id))
 
     def jobs(self) -> list[LiveJob]:
         """Jobs that wait or run.

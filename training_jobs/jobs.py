@@ -36,6 +36,8 @@ log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 1.0
 
+CANCELLED = "it was cancelled"
+
 FORESEEN = (VLMError, SettingsError, LabelStudioError, ImageError, JobTimeoutException)
 """Errors whose text is ours, for people, and says the remedy."""
 
@@ -86,12 +88,28 @@ def on_failure(
     TrainingQueue(connection, timeout_s=settings.train_timeout_s).finish(project_id, job.id)
 
 
+def on_stopped(job: Job, connection: redis.Redis) -> None:
+    """Called by RQ, in the worker's parent, when it has stopped a job that was cancelled."""
+    settings = load_settings()
+    _give_up(settings, job, int(job.args[0]), TrainingQueue(connection, timeout_s=settings.train_timeout_s))
+
+
+def _give_up(settings: Settings, job: Job, project_id: int, queue: TrainingQueue) -> None:
+    """Note that a job was cancelled, and leave its place; the serving version stays."""
+    _record(settings, job, project_id, "cancelled", CANCELLED)
+    release_dead(job.connection, project_id, job.id)
+    queue.finish(project_id, job.id)
+
+
 def _train(project_id: int, job: Job) -> dict[str, Any]:
     from training_jobs.training import connect, train_version
     from training_jobs.version_record import published_result
 
     settings = load_settings()
     queue = TrainingQueue(job.connection, timeout_s=settings.train_timeout_s)
+    if queue.is_cancelled(project_id, job.id):  # its worker died before it could be told
+        _give_up(settings, job, project_id, queue)
+        return {"outcome": "cancelled", "reason": CANCELLED, "version": None}
     begun = queue.begin(project_id, job.id)
     if begun is None:
         reason = "another job of the project has taken over"
@@ -156,6 +174,7 @@ class _Reporter:
         self._check = check
         self._phase = ""
         self._next = 0.0
+        self._began = time.monotonic()
 
     def __call__(self, phase: str, share: float, loss: float | None) -> None:
         self._check()
@@ -166,10 +185,24 @@ class _Reporter:
         progress: dict[str, Any] = {"percent": round(100 * min(1.0, share)), "phase": phase}
         if loss is not None:
             progress["loss"] = round(loss, 4)
+        if (left_s := seconds_left(share, now - self._began)) is not None:
+            progress["seconds_left"] = round(left_s)
         try:
             save_progress(self._job, progress)
         except redis.RedisError as error:  # a Redis that is away for a while is no reason to give up a training
             log.warning("job %s: its progress could not be noted: %s", self._job.id, type(error).__name__)
+
+
+def seconds_left(share: float, spent_s: float) -> float | None:
+    """How long a job still takes, if it goes on as until now, s; None where that is too early to say.
+
+    Args:
+        share: done, 0 to 1.
+        spent_s: since it began.
+    """
+    if share < 0.05 or spent_s < 5.0:
+        return None
+    return spent_s * (1.0 - min(1.0, share)) / share
 
 
 def _may_pass(error: Exception) -> bool:

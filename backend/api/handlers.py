@@ -32,7 +32,7 @@ from backend.model_store import ModelLoadingError, ModelStore, ModelUnavailableE
 from backend.nudges import Nudges
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import Answer, Deadline, servable_controls
-from backend.queue import LiveJob, QueueCounts, RequestOutcome
+from backend.queue import Cancelled, LiveJob, QueueCounts, RequestOutcome
 from backend.readiness import Readiness
 from backend.versions import VersionError, VersionStore
 
@@ -56,6 +56,12 @@ class Training(Protocol):
 
     def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
         """Ask for one training that sees everything saved until now."""
+
+    def status(self, project_id: int) -> LiveJob | None:
+        """The project's job that waits or runs."""
+
+    def cancel(self, project_id: int) -> Cancelled:
+        """Give up the project's training."""
 
     def jobs(self) -> list[LiveJob]:
         """Jobs that wait or run."""

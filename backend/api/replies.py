@@ -179,6 +179,12 @@ class StatusReply(_Reply):
     projects: dict[str, ProjectStatus]
 
 
+class CancelledReply(_Reply):
+    """What became of the project's training: removed from the queue, being stopped, or there was none."""
+
+    status: Literal["removed", "stopping", "nothing"]
+
+
 class PrelabelAskedReply(_Reply):
     """The workers will list the tasks and predict them."""
 

@@ -14,6 +14,7 @@ import anyio.to_thread
 from fastapi import APIRouter, Path, Request, Response
 
 from backend.api.auth import SECRET_HEADER, Gate
+from backend.api.cancel import CancelHandlers
 from backend.api.errors import InvalidRequestError, TooLargeError
 from backend.api.events import START_TRAINING
 from backend.api.handlers import Handlers, Reply
@@ -21,6 +22,7 @@ from backend.api.logs import note
 from backend.api.openapi import operation
 from backend.api.prelabel import PrelabelHandlers
 from backend.api.replies import (
+    CancelledReply,
     HealthReply,
     PredictReply,
     PrelabelAskedReply,
@@ -64,6 +66,7 @@ _QUICK_BYTES = 256 * 1024
 def make_router(
     handlers: Handlers,
     prelabelling: PrelabelHandlers,
+    cancelling: CancelHandlers,
     gate: Gate,
     page: PageSource,
     *,
@@ -75,6 +78,7 @@ def make_router(
     Args:
         handlers: what the routes do.
         prelabelling: what those of pre-labelling do.
+        cancelling: what the one that cancels does.
         gate: checks credentials.
         page: what a browser sees at `/`.
         request_max_bytes: largest body.
@@ -159,6 +163,13 @@ def make_router(
         with anyio.move_on_after(WEBHOOK_LIMIT_S):
             return await _in_thread(request, lambda: handlers.start_training(event), webhook_threads, abandon=True)
         raise handlers.not_queued(event, "the job queue (Redis) did not answer in time")
+
+    @router.delete("/projects/{project}/training", **operation(CancelledReply, errors=[503], security=gate.security))
+    async def cancel_training(request: Request, project: ProjectInPath) -> Response:
+        """Give up the project's training that waits or runs. The serving version stays; later corrections ask anew."""
+        gate.check(request.headers.get("authorization"))
+        project_id = _project_id(project)
+        return await _in_thread(request, lambda: cancelling.cancel(project_id))
 
     @router.post(
         "/projects/{project}/prelabel",

@@ -6,6 +6,7 @@ import hashlib
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from PIL import Image
 from backend.api.handlers import QueueUnavailableError
 from backend.label_studio.images import ImageUnavailableError
 from backend.prelabel_queue import PrelabelProgress
-from backend.queue import LiveJob, QueueCounts, RequestOutcome
+from backend.queue import Cancelled, LiveJob, QueueCounts, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
 from vlm_core.tags import TagCalibration
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore
@@ -171,6 +172,19 @@ class MemoryTraining:
         first = all(project_id != known for known, _ in self.requests)
         self.requests.append((project_id, reason))
         return RequestOutcome(f"train-p{project_id}-1", "queued" if first else "already queued")
+
+    def status(self, project_id: int) -> LiveJob | None:
+        self.ping()
+        if all(known != project_id for known, _ in self.requests):
+            return None
+        now = datetime.now(UTC)
+        return LiveJob(project_id, f"train-p{project_id}-1", "queued", "", now, None, {}, "", follow_up=False)
+
+    def cancel(self, project_id: int) -> Cancelled:
+        self.ping()
+        before = len(self.requests)
+        self.requests = [item for item in self.requests if item[0] != project_id]
+        return "removed" if len(self.requests) < before else "nothing"
 
     def jobs(self) -> list[LiveJob]:
         self.ping()

@@ -343,6 +343,21 @@ def test_the_button_is_told_what_became_of_it(server: Server) -> None:
     assert server.training.requests == [(7, "START_TRAINING")] * 2
 
 
+def test_a_training_is_cancelled_and_one_that_never_began_is_noted(server: Server, tmp_path: Path) -> None:
+    assert server.client.delete("/projects/7/training").json() == {"status": "nothing"}
+    server.event("START_TRAINING")
+    reply = server.client.delete("/projects/7/training")
+    assert (reply.status_code, reply.json()) == (200, {"status": "removed"})
+    assert server.training.requests == []
+    (page,) = [server.client.get("/", headers={"accept": "text/html"}).text]
+    assert "cancelled before it began" in page
+    server.training.down = True
+    reply = server.client.delete("/projects/7/training")
+    assert reply.status_code == 503
+    assert "nothing was cancelled" in reply.json()["error"]
+    assert server.client.delete("/projects/0/training").status_code == 422
+
+
 def test_events_of_a_moment_are_passed_on_as_one_for_each_project(server: Server) -> None:
     server.training.gate = threading.Event()  # the queue is slow with the first one
     server.event("ANNOTATION_CREATED")

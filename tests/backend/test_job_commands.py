@@ -11,13 +11,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from backend import job_history
+from backend import job_commands, job_history
 from backend.cli import app
-from backend.job_commands import jobs_report, use_version, versions_report
+from backend.job_commands import cancel_job, jobs_report, use_version, versions_report, watch_jobs
 from backend.job_history import JobHistory, JobRecord, LabelChange
 from backend.queue import TrainingQueue
 from backend.redis_connection import connect_redis
-from backend.redis_server import release_server
+from backend.redis_server import RedisUnavailableError, release_server
 from backend.settings import Settings
 from backend.versions import (
     BaseCheckpoint,
@@ -114,6 +114,44 @@ def test_waiting_jobs_are_shown(settings: Settings) -> None:
     assert (live["project_id"], live["state"], live["reason"]) == (8, "queued", "ANNOTATION_CREATED")
     json.dumps(report)
     assert "ANNOTATION_CREATED" in run(settings, "jobs")[1]
+
+
+def test_a_waiting_training_is_cancelled_from_the_command_line_and_noted(settings: Settings) -> None:
+    queue = TrainingQueue(connect_redis(settings))
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    code, output = run(settings, "jobs", "--cancel", "7")
+    assert (code, "that waited is no more" in output) == (0, True)
+    assert queue.status(7) is None
+    (note,) = JobHistory(settings.data_dir).list(7)
+    assert (note.job_id, note.outcome, note.requested) == (job_id, "cancelled", "ANNOTATION_CREATED")
+    code, output = run(settings, "jobs", "--cancel", "7")
+    assert (code, "No training of project 7" in output) == (0, True)
+    assert len(JobHistory(settings.data_dir).list(7)) == 1
+
+
+def test_cancelling_without_redis_says_so(settings: Settings) -> None:
+    with pytest.raises(RedisUnavailableError, match="no Redis runs"):
+        cancel_job(settings, 7)
+
+
+def test_watching_draws_what_changes(
+    settings: Settings, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue = TrainingQueue(connect_redis(settings))
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    monkeypatch.setattr(
+        job_commands.time, "sleep", lambda seconds: queue.request_training(8, reason="found by the reconcile job")
+    )
+    watch_jobs(settings, project_id=None, limit=5, rounds=2)
+    drawn = capsys.readouterr().out
+    assert "ANNOTATION" in drawn
+    assert "reconcile job" in drawn  # of the second round
+
+
+def test_a_running_training_tells_loss_and_time_left() -> None:
+    progress = {"phase": "training", "percent": 40, "loss": 0.1234, "seconds_left": 200}
+    job = {"state": "running", "reason": "", "problem": "", "follow_up": False, "progress": progress}
+    assert job_commands._doing(job) == "training, 40 %, loss 0.123, 3 min left"
 
 
 def test_versions_are_shown_and_chosen(settings: Settings) -> None:

@@ -354,3 +354,62 @@ def test_workers_are_counted_while_they_are_signed_on(connection: redis.Redis, q
     assert queue.counts().workers == 1
     connection.delete(worker.key)  # killed: its sign of life is over, its name still listed
     assert queue.counts().workers == 0
+
+
+def test_a_waiting_training_is_cancelled_with_all_requests_so_far(
+    queue: TrainingQueue, connection: redis.Redis
+) -> None:
+    job_id = queue.request_training(7, reason=START_TRAINING).job_id
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    queue.request_training(8, reason="ANNOTATION_CREATED")
+    assert queue.cancel(7) == "removed"
+    assert queue.status(7) is None
+    assert job_id not in queue.rq.job_ids
+    assert queue.enqueue_forgotten() == []  # nothing of it comes back
+    assert [job.project_id for job in queue.jobs()] == [8]
+    # What comes later is asked for anew, and not as what was asked for on purpose.
+    later = queue.request_training(7, reason="ANNOTATION_CREATED")
+    assert later.state == "queued"
+    assert later.job_id != job_id
+    begun = queue.begin(7, later.job_id)
+    assert begun is not None
+    assert not begun.forced
+
+
+def test_a_training_that_waits_for_its_next_attempt_is_cancelled(queue: TrainingQueue, jobs: Jobs) -> None:
+    def fail(project_id: int) -> object:
+        raise ValueError(project_id)
+
+    jobs.body = fail
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer).work(burst=True)
+    live = queue.status(7)
+    assert live is not None
+    assert live.state == "retrying"
+    assert queue.cancel(7) == "removed"
+    assert queue.status(7) is None
+    assert len(ScheduledJobRegistry(queue=queue.rq)) == 0
+
+
+def test_there_is_nothing_to_cancel(queue: TrainingQueue, jobs: Jobs) -> None:
+    assert queue.cancel(7) == "nothing"
+    jobs.body = lambda project_id: queue.finish(project_id, str(queue.status(project_id)))
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer).work(burst=True)
+    assert queue.cancel(7) == "nothing"
+
+
+def test_a_running_training_that_no_worker_looks_after_is_marked(queue: TrainingQueue, jobs: Jobs) -> None:
+    seen: list[object] = []
+
+    def body(project_id: int) -> object:
+        live = queue.status(project_id)
+        assert live is not None
+        seen.extend((queue.cancel(project_id), queue.is_cancelled(project_id, live.job_id)))
+        assert not queue.is_cancelled(project_id, "another")
+        return queue.finish(project_id, live.job_id)
+
+    jobs.body = body
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer).work(burst=True)
+    assert seen == ["stopping", True]

@@ -18,9 +18,9 @@ from rq.serializers import JSONSerializer
 
 from backend import queue as queue_module
 from backend import redis_server
-from backend.job_commands import jobs_report, versions_report
+from backend.job_commands import cancel_job, jobs_report, versions_report
 from backend.job_history import JobHistory
-from backend.queue import START_TRAINING, TrainingQueue
+from backend.queue import START_TRAINING, LiveJob, TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import find_server
 from backend.settings import Settings
@@ -78,6 +78,9 @@ def burst(settings: Settings, url: str) -> None:
 
 def fetch(connection: redis.Redis, job_id: str) -> Job:
     return Job.fetch(job_id, connection=connection, serializer=JSONSerializer)
+
+
+NOTHING = LiveJob(7, "", "queued", "", None, None, {}, "", follow_up=False)
 
 
 def until(condition: Callable[[], bool], what: str, timeout_s: float = 30.0) -> None:
@@ -341,3 +344,55 @@ def test_a_worker_that_has_lost_redis_waits_for_it(
 def test_the_workers_own_process_stays_without_torch() -> None:
     code = "import sys, training_jobs.worker, training_jobs.jobs; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+
+
+def test_a_running_training_is_cancelled_within_seconds_and_the_serving_version_stays(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio
+) -> None:
+    queue.request_training(7, reason=START_TRAINING)
+    burst(settings, label_studio.url)
+    serving = VersionStore(settings.data_dir).current(7)
+    assert serving is not None
+    long = {"VLM_TRAIN_RECIPE": json.dumps({**RECIPE, "steps": 1_000_000})}
+    worker = start_worker(settings, label_studio.url, **long)
+    try:
+        job_id = queue.request_training(7, reason=START_TRAINING).job_id
+        until(lambda: bool((queue.status(7) or NOTHING).progress.get("loss")), "it trains", 60.0)
+        queue.request_training(7, reason="ANNOTATION_CREATED")  # would be followed by another one
+        assert "is being stopped" in cancel_job(settings, 7)
+        until(lambda: queue.status(7) is None, "it is stopped")
+        until(lambda: fetch(connection, job_id).get_status().value == "stopped", "RQ knows")
+        record = JobHistory(settings.data_dir).list(7)[0]
+        assert (record.job_id, record.outcome, record.version) == (job_id, "cancelled", None)
+        assert queue.rq.job_ids == []
+        current = VersionStore(settings.data_dir).current(7)
+        assert current is not None
+        assert current.number == serving.number
+        # Its place is free: the next one is not kept waiting by its lock.
+        assert queue.request_training(7, reason="ANNOTATION_CREATED").state == "queued"
+        until(lambda: bool((queue.status(7) or NOTHING).progress), "the next one runs", 60.0)
+        assert cancel_job(settings, 7)
+        until(lambda: queue.status(7) is None, "it is stopped too")
+    finally:
+        worker.terminate()
+        worker.wait(30)
+
+
+def test_a_training_that_was_cancelled_while_its_worker_was_dead_ends_when_it_is_taken_up(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio
+) -> None:
+    label_studio.free.clear()
+    job_id = queue.request_training(7, reason=START_TRAINING).job_id
+    worker = start_worker(settings, label_studio.url)
+    assert label_studio.asked.wait(60)
+    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
+    children = Path(f"/proc/{worker.pid}/task/{worker.pid}/children").read_text().split()
+    for process in (worker.pid, *map(int, children)):
+        os.kill(process, signal.SIGKILL)
+    worker.wait()
+    assert queue.cancel(7) == "stopping"
+    label_studio.free.set()
+    burst(settings, label_studio.url)
+    assert [record.outcome for record in JobHistory(settings.data_dir).list(7)] == ["cancelled"]
+    assert queue.status(7) is None
+    assert VersionStore(settings.data_dir).current(7) is None
