@@ -129,14 +129,15 @@ def versions_report(settings: Settings, project_id: int | None = None) -> list[d
     store = VersionStore(settings.data_dir)
     rows = []
     for project in store.project_ids() if project_id is None else [project_id]:
-        serving = 0
+        serving, pinned = 0, False
         try:
             publication = store.publication(project)
             serving = 0 if publication is None else publication[1]
+            pinned = store.is_pinned(project)
         except VersionError as error:
-            rows.append({"error": str(error), "number": None, "project_id": project, "serves": False})
+            rows.append({"error": str(error), "number": None, "pinned": False, "project_id": project, "serves": False})
         for number in store.numbers(project):
-            rows.append(_version(store, project, number, serving))
+            rows.append(_version(store, project, number, serving, pinned=pinned))
     return rows
 
 
@@ -146,7 +147,7 @@ def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
     for column in ("project", "version", "serves", "made", "base", "images", "decision"):
         table.add_column(column, overflow="fold")
     for row in rows:
-        serves = "yes" if row["serves"] else ""
+        serves = "pinned" if row["pinned"] else "yes" if row["serves"] else ""
         if row["error"] is not None:
             number = "current" if row["number"] is None else row["number"]
             _add(table, row["project_id"], number, serves, "", "", "", f"damaged: {row['error']}")
@@ -161,10 +162,11 @@ def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
         console.print("No versions yet: the base model serves.")
 
 
-def use_version(settings: Settings, project_id: int, number: int) -> None:
+def use_version(settings: Settings, project_id: int, number: int, *, pinned: bool = False) -> None:
     """Let an earlier version, a candidate, or the base model (0) serve a project.
 
-    A training that runs meanwhile cannot publish over this decision.
+    A training that runs meanwhile cannot publish over this decision; a later one can, unless the version is pinned.
+    A running backend follows with its next request.
 
     Raises:
         VersionError: there is no such version, it cannot be used, or the data directory cannot be written.
@@ -173,7 +175,7 @@ def use_version(settings: Settings, project_id: int, number: int) -> None:
     if number != 0:
         store.get(project_id, number)
     try:
-        store.publish(project_id, number, store.next_token(project_id))
+        store.publish(project_id, number, store.next_token(project_id), by_hand=True, pinned=pinned)
     except OSError as error:
         raise VersionError(
             f"{error.filename or settings.data_dir}: {error.strerror}. Make room, or mend the permissions",
@@ -186,8 +188,22 @@ def use_version(settings: Settings, project_id: int, number: int) -> None:
         pass  # a server notices by itself
 
 
-def _version(store: VersionStore, project_id: int, number: int, serving: int) -> dict[str, Any]:
-    row: dict[str, Any] = {"error": None, "number": number, "project_id": project_id, "serves": number == serving}
+def unpin_version(settings: Settings, project_id: int) -> int:
+    """Let trainings replace the serving version again; its number, which goes on serving.
+
+    Raises:
+        VersionError: as for `use_version`.
+    """
+    publication = VersionStore(settings.data_dir).publication(project_id)
+    number = 0 if publication is None else publication[1]
+    use_version(settings, project_id, number)
+    return number
+
+
+def _version(store: VersionStore, project_id: int, number: int, serving: int, *, pinned: bool) -> dict[str, Any]:
+    serves = number == serving
+    row: dict[str, Any] = {"error": None, "number": number, "project_id": project_id, "serves": serves}
+    row["pinned"] = serves and pinned
     try:
         manifest = store.get(project_id, number).manifest
     except VersionError as error:

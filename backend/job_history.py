@@ -22,6 +22,7 @@ KEPT_PER_PROJECT = 200
 JobOutcome = Literal[
     "published",
     "not better",
+    "pinned",
     "too few",
     "nothing new",
     "nothing to learn",
@@ -47,9 +48,10 @@ class JobRecord(BaseModel):
     """One ended job.
 
     Attributes:
-        outcome: "published": a better version serves; "not better": kept as a candidate; "too few", "nothing new" and
-            "nothing to learn": nothing was trained; "superseded": another job took over; "cancelled": somebody gave
-            it up; "pre-labelled": a run of pre-labelling is over; "failed": an error.
+        outcome: "published": a better version serves; "not better": kept as a candidate; "pinned": likewise, although
+            better, for another one is pinned; "too few", "nothing new" and "nothing to learn": nothing was trained;
+            "superseded": another job took over; "cancelled": somebody gave it up; "pre-labelled": a run of
+            pre-labelling is over; "failed": an error.
         reason: one sentence for people.
         version: number of the version that was written, None where none was.
         labels: per label before and after.

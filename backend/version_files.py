@@ -3,6 +3,7 @@
 VersionError (vlm_core.errors.VLMError)
 ├── VersionNotFoundError   no such version
 ├── VersionCorruptError    a file is missing, cut short, changed, or of a newer schema
+├── PinnedError            a version is pinned: trainings only leave candidates
 └── FencedError            another job has taken over
 """
 
@@ -47,6 +48,10 @@ class VersionNotFoundError(VersionError):
 
 class VersionCorruptError(VersionError):
     """A file of a version is missing, cut short, changed, or written by a newer release."""
+
+
+class PinnedError(VersionError):
+    """A version was pinned by hand, which no training may replace."""
 
 
 class FencedError(VersionError):

@@ -3,7 +3,7 @@
     <data_dir>/projects/<project id>/
         lock                        between writers
         fence.json                  the highest token given out
-        current                     which version serves; replaced as a whole
+        current                     which version serves, and whether it is pinned; replaced as a whole
         split.json                  which image is held out (written by the training job)
         versions/001/               immutable: written beside, flushed, renamed into place
             weights.safetensors     only what differs from the base checkpoint
@@ -48,6 +48,7 @@ from backend.version_files import (
     METRICS,
     WEIGHTS,
     FencedError,
+    PinnedError,
     StoredVersion,
     VersionCorruptError,
     VersionError,
@@ -68,6 +69,7 @@ __all__ = [
     "FencedError",
     "Manifest",
     "ManifestDraft",
+    "PinnedError",
     "RecipeRecord",
     "StoredVersion",
     "TagHead",
@@ -160,6 +162,14 @@ class VersionStore:
             raise corrupt(pointer, f"'token' is {token!r}, not a count")
         return token, _number(pointer, record)
 
+    def is_pinned(self, project_id: int) -> bool:
+        """Whether the serving version was pinned: no training replaces it then.
+
+        Raises:
+            VersionCorruptError: `current` cannot be used.
+        """
+        return _is_pinned(self.project_dir(project_id))
+
     def get(self, project_id: int, number: int) -> StoredVersion:
         """One version by its number.
 
@@ -245,15 +255,26 @@ class VersionStore:
             atomic.sync_directory(versions)
         return StoredVersion(project_id=project_id, number=number, path=path, manifest=whole)
 
-    def publish(self, project_id: int, version: StoredVersion | int, token: int) -> None:
+    def publish(
+        self,
+        project_id: int,
+        version: StoredVersion | int,
+        token: int,
+        *,
+        by_hand: bool = False,
+        pinned: bool = False,
+    ) -> None:
         """Let `version` serve the project from the next request on.
 
         Args:
             project_id: Label Studio's id.
             version: a stored version or its number; 0 goes back to the base model.
             token: from `next_token`, taken when the work began.
+            by_hand: somebody decided so, which replaces a pinned version too.
+            pinned: no training may replace it, until somebody publishes by hand again.
 
         Raises:
+            PinnedError: another one is pinned.
             FencedError: a newer token was given out since.
             ValueError: the token was never given out.
             VersionNotFoundError: there is no such version.
@@ -272,7 +293,14 @@ class VersionStore:
                 )
             if number != 0:
                 self.get(project_id, number)
+            if not by_hand and _is_pinned(directory):
+                raise PinnedError(
+                    f"project {project_id}: version {number} may not replace the one that is pinned: "
+                    f"`vlm versions {project_id} --unpin` lets trainings publish again",
+                    public=f"version {number} was not published: another one is pinned",
+                )
             record = {
+                "pinned": pinned,
                 "published_at": datetime.now(UTC).isoformat(),
                 "schema_version": SCHEMA_VERSION,
                 "token": token,
@@ -389,6 +417,11 @@ def effective_threshold(label: str, configured: float | None, manifest: Manifest
     if manifest is not None and label in manifest.thresholds:
         return manifest.thresholds[label]
     return DEFAULT_THRESHOLD
+
+
+def _is_pinned(directory: Path) -> bool:
+    pointer = directory / "current"
+    return pointer.exists() and read_json(pointer).get("pinned") is True  # missing before there were pins
 
 
 def _issued(directory: Path) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from backend.label_studio.config import LabelConfigError, PredictionPlan, parse_
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.plans import ExtraParams
 from backend.settings import Settings
-from backend.versions import FencedError, StoredVersion, VersionStore
+from backend.versions import FencedError, PinnedError, StoredVersion, VersionStore
 from training_jobs import split
 from training_jobs.acceptance import AcceptanceNotes, note_acceptance
 from training_jobs.annotation_state import Mark, Reading, Stamps
@@ -210,6 +211,8 @@ def _learn(
             store.publish(project_id, version, token)
         except FencedError as error:
             return Result("superseded", str(error), version.number, label_changes(verdict), counts)
+        except PinnedError as error:
+            result = replace(result, outcome="pinned", reason=f"{verdict.reason}; {error}")
     atomic.write_json(last, {"fingerprint": fingerprint, "stamps": corrections.stamps})
     return result
 

@@ -22,6 +22,7 @@ from backend.settings import Settings
 from backend.versions import (
     BaseCheckpoint,
     ManifestDraft,
+    PinnedError,
     RecipeRecord,
     VersionError,
     VersionNotFoundError,
@@ -177,6 +178,32 @@ def test_a_running_training_cannot_publish_over_a_choice(settings: Settings) -> 
     use_version(settings, 7, 0)
     with pytest.raises(Exception, match="newest token"):
         store.publish(7, 1, token)
+
+
+def test_a_pinned_version_is_replaced_by_hand_only(settings: Settings) -> None:
+    make_version(settings)
+    make_version(settings)
+    store = VersionStore(settings.data_dir)
+    assert run(settings, "versions", "7", "--pin", "1")[0] == 0
+    assert [(row["number"], row["serves"], row["pinned"]) for row in versions_report(settings, 7)] == [
+        (1, True, True),
+        (2, False, False),
+    ]
+    assert "pinned" in run(settings, "versions", "7")[1]
+    with pytest.raises(PinnedError, match="vlm versions 7 --unpin"):
+        store.publish(7, 2, store.next_token(7))
+    assert store.publication(7) == (1, 1)
+    assert run(settings, "versions", "7", "--unpin")[0] == 0
+    assert versions_report(settings, 7)[0]["serves"]  # it serves on
+    store.publish(7, 2, store.next_token(7))
+    # The base model can be pinned too, and choosing by hand lifts the pin.
+    assert run(settings, "versions", "7", "--pin", "0")[0] == 0
+    assert store.is_pinned(7)
+    assert run(settings, "versions", "7", "--use", "2")[0] == 0
+    assert not store.is_pinned(7)
+    code, output = run(settings, "versions", "7", "--use", "2", "--unpin")
+    assert (code, "give one of --use, --unpin" in output) == (2, True)
+    assert run(settings, "versions", "--pin", "1")[0] == 2
 
 
 def test_a_damaged_version_is_shown_as_such(settings: Settings) -> None:

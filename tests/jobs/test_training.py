@@ -177,6 +177,18 @@ def test_a_job_that_was_given_up_cannot_publish(project: LabelStudio, settings: 
     assert store.current(7) is None
 
 
+def test_a_better_version_does_not_replace_a_pinned_one(project: LabelStudio, settings: Settings) -> None:
+    store = VersionStore(settings.data_dir)
+    store.publish(7, 0, store.next_token(7), by_hand=True, pinned=True)
+    result = run(project, settings)
+    assert (result.outcome, result.version) == ("pinned", 1)
+    assert "mean IoU +" in result.reason
+    assert "vlm versions 7 --unpin" in result.reason
+    assert store.current(7) is None
+    assert store.get(7, 1).manifest.decision == "better"
+    assert run(project, settings, forced=False).outcome == "nothing new"  # it was noted as learned
+
+
 def test_giving_up_from_within_leaves_no_version(project: LabelStudio, settings: Settings) -> None:
     def report(phase: str, share: float, loss: float | None) -> None:
         if phase == "training":
