@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 import vlm_core
 from backend import atomic
 from backend.gpu_memory import bound_gpu_memory
@@ -35,6 +33,7 @@ from training_jobs.fitting import FOLDS, Project, compare, cross_validate, encod
 from training_jobs.label_history import keep_label_history, label_history
 from training_jobs.promote import MIN_IMAGES, Score, judge
 from training_jobs.recipes import finetune_decoder
+from training_jobs.recipes.config import read_recipe
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
 from training_jobs.version_record import Result, draft_manifest, label_changes
 
@@ -69,21 +68,6 @@ def connect(settings: Settings) -> tuple[LabelStudioClient, ImageFetcher]:
     return client, ImageFetcher(ImageConfig.from_settings(settings), client)
 
 
-def recipe_config(settings: Settings) -> FinetuneConfig:
-    """The recipe's settings: its defaults, changed by VLM_TRAIN_RECIPE.
-
-    Raises:
-        CannotTrainError: a setting that the recipe does not have, or a value out of range.
-    """
-    try:
-        return FinetuneConfig.model_validate_json(settings.train_recipe or "{}")
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)
-        )
-        raise CannotTrainError(f"VLM_TRAIN_RECIPE: {wrong}") from None
-
-
 def train_version(
     project_id: int,
     settings: Settings,
@@ -105,7 +89,7 @@ def train_version(
         token: fencing token, taken when the job began.
         forced: train even where nothing is new.
         report: see `Report`.
-        config: of the recipe; default: `recipe_config`.
+        config: of the recipe; default: what VLM_TRAIN_RECIPE says.
 
     Raises:
         CannotTrainError: the config or the checkpoint does not allow it.
@@ -113,7 +97,7 @@ def train_version(
         LabelStudioError: Label Studio does not answer, or refuses.
         VersionError, OSError: the data directory cannot be read or written.
     """
-    config = config or recipe_config(settings)
+    config = config or read_recipe(settings.train_recipe)
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
     directory = store.project_dir(project_id)

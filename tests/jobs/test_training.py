@@ -330,12 +330,3 @@ def test_a_version_of_another_checkpoint_is_no_opponent(
 def test_missing_settings_are_named(settings: Settings) -> None:
     with pytest.raises(CannotTrainError, match="set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"):
         training.connect(settings)
-
-
-def test_the_recipe_can_be_changed_and_mistakes_are_named(settings: Settings) -> None:
-    changed = settings.model_copy(update={"train_recipe": '{"steps": 7}'})
-    assert training.recipe_config(changed) == FinetuneConfig(steps=7)
-    assert training.recipe_config(settings) == FinetuneConfig()
-    wrong = settings.model_copy(update={"train_recipe": '{"steps": 0, "stepz": 1}'})
-    with pytest.raises(CannotTrainError, match=r"VLM_TRAIN_RECIPE: steps: .*; stepz: "):
-        training.recipe_config(wrong)

@@ -57,9 +57,9 @@ class FinetuneConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, description="Of order, views and phrases; with it a CPU repeats every bit.")
     steps: int = Field(default=450, ge=1, description="Most steps.")
-    batch_images: int = Field(default=8, ge=1)
+    batch_images: int = Field(default=8, ge=1, description="In a step.")
     labels_per_image: int = Field(default=8, ge=1, description="Drawn anew each step where there are more.")
     learning_rate: float = Field(default=4e-3, gt=0, description="Of FiLM, through which the phrases act.")
     body_rate: float = Field(default=0.0, ge=0, description="Of all else, in parts of the learning rate; 0: kept.")
@@ -71,12 +71,14 @@ class FinetuneConfig(BaseModel):
     )
     dice_weight: float = Field(default=1.0, ge=0, description="Beside cross entropy, for labels that are there.")
     absent_weight: float = Field(default=0.5, ge=0, description="Of labels that are not there.")
-    max_gradient: float = Field(default=1.0, gt=0)
+    max_gradient: float = Field(default=1.0, gt=0, description="Norm at which gradients are cut.")
     encoded_views: int = Field(default=240, ge=1, description="Views in all, shared among the images.")
     max_views: int = Field(default=8, ge=1, description="Of one image.")
     choose_from: int = Field(default=12, ge=4, description="Training images from which anything is chosen.")
     looks: int = Field(default=3, ge=1, description="How often the inner split is looked at while training.")
-    interpolations: tuple[Share, ...] = Field(default=(0.5, 0.75, 1.0), min_length=1)
+    interpolations: tuple[Share, ...] = Field(
+        default=(0.5, 0.75, 1.0), min_length=1, description="How far to go towards what was learned: the best is taken."
+    )
     absent_cost: float = Field(default=0.1, ge=0, description="Of wrongly marked labels, against IoU, in choosing.")
     threads: int | None = Field(default=None, ge=1, description="Of the CPU; None: as torch decides.")
 
