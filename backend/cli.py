@@ -22,7 +22,7 @@ from backend.commands.projects import check_config_command, connect_command, doc
 from backend.commands.settings import settings_or_exit
 from backend.commands.start import check_deployment_command, demo_command, serve_command
 from backend.commands.train import evaluate_command, train_app
-from backend.commands.versions import versions_command
+from backend.commands.versions import report_command, versions_app
 
 app = typer.Typer(
     name="vlm",
@@ -105,7 +105,8 @@ app.command("check-deployment")(check_deployment_command)
 app.command("worker")(worker_command)
 app.command("jobs")(jobs_command)
 app.command("prelabel")(prelabel_command)
-app.command("versions")(versions_command)
+app.add_typer(versions_app, name="versions")
+app.command("report")(report_command)
 app.command("connect")(connect_command)
 app.command("doctor")(doctor_command)
 app.command("check-config")(check_config_command)

@@ -1,11 +1,11 @@
-"""What `vlm jobs` and `vlm versions` show: plain JSON values, and tables of them."""
+"""What `vlm jobs` shows: plain JSON values, and tables of them."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from datetime import datetime
 from typing import Any
@@ -23,7 +23,7 @@ from backend.queue import LiveJob, TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
 from backend.settings import Settings
-from backend.versions import VersionError, VersionStore
+from backend.tables import add_row, local_time
 from vlm_core.errors import VLMError
 
 
@@ -102,124 +102,24 @@ def jobs_table(report: Mapping[str, Any]) -> RenderableType:
     for column in ("project", "job", "state", "when", "what"):
         table.add_column(column, overflow="fold")
     for job in report["live"]:
-        when = _time(job["started_at"] or job["enqueued_at"])
-        _add(table, job["project_id"], job["job_id"], job["state"], when, _doing(job))
+        when = local_time(job["started_at"] or job["enqueued_at"])
+        add_row(table, job["project_id"], job["job_id"], job["state"], when, _doing(job))
     for run in report["prelabelling"]:
-        _add(table, run["project_id"], run["run_id"], run["state"], _time(run["started_at"]), prelabelling_line(run))
+        add_row(
+            table, run["project_id"], run["run_id"], run["state"], local_time(run["started_at"]), prelabelling_line(run)
+        )
     for job in report["ended"]:
         what = job["reason"] + "".join(f"\n{line}" for line in _label_lines(job["labels"]))
         if job["version"] is not None:
             what = f"version {job['version']}: {what}"
         if left_out := _left_out(job["counts"]):
             what += f"\nleft out: {left_out}"
-        _add(table, job["project_id"], job["job_id"], job["outcome"], _time(job["ended_at"]), what)
+        add_row(table, job["project_id"], job["job_id"], job["outcome"], local_time(job["ended_at"]), what)
     none = "No job yet. Corrections, or Start Training in Label Studio, ask for one; or vlm prelabel."
     shown: list[RenderableType] = [table if table.row_count else Text(none)]
     if report["queue"] != "running":
         shown.append(Text(f"Waiting and running jobs are not known: {report['queue']}"))
     return Group(*shown)
-
-
-def versions_report(settings: Settings, project_id: int | None = None) -> list[dict[str, Any]]:
-    """All versions of a project, or of all, oldest first; JSON values.
-
-    A damaged one carries its `error`. Where the file that names the serving version is damaged, a row with the number
-    None says so.
-    """
-    store = VersionStore(settings.data_dir)
-    rows = []
-    for project in store.project_ids() if project_id is None else [project_id]:
-        serving, pinned = 0, False
-        try:
-            publication = store.publication(project)
-            serving = 0 if publication is None else publication[1]
-            pinned = store.is_pinned(project)
-        except VersionError as error:
-            rows.append({"error": str(error), "number": None, "pinned": False, "project_id": project, "serves": False})
-        for number in store.numbers(project):
-            rows.append(_version(store, project, number, serving, pinned=pinned))
-    return rows
-
-
-def print_versions(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Draw `versions_report` as a table."""
-    table = Table()
-    for column in ("project", "version", "serves", "made", "base", "images", "decision"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        serves = "pinned" if row["pinned"] else "yes" if row["serves"] else ""
-        if row["error"] is not None:
-            number = "current" if row["number"] is None else row["number"]
-            _add(table, row["project_id"], number, serves, "", "", "", f"damaged: {row['error']}")
-            continue
-        images = f"{row['training_images']} + {row['held_out_images']} held out"
-        decision = f"{row['decision']}: {row['reason']}"
-        _add(table, row["project_id"], row["number"], serves, _time(row["created_at"]), row["base"], images, decision)
-    console = Console()
-    if table.row_count:
-        console.print(table)
-    else:
-        console.print("No versions yet: the base model serves.")
-
-
-def use_version(settings: Settings, project_id: int, number: int, *, pinned: bool = False) -> None:
-    """Let an earlier version, a candidate, or the base model (0) serve a project.
-
-    A training that runs meanwhile cannot publish over this decision; a later one can, unless the version is pinned.
-    A running backend follows with its next request.
-
-    Raises:
-        VersionError: there is no such version, it cannot be used, or the data directory cannot be written.
-    """
-    store = VersionStore(settings.data_dir)
-    if number != 0:
-        store.get(project_id, number)
-    try:
-        store.publish(project_id, number, store.next_token(project_id), by_hand=True, pinned=pinned)
-    except OSError as error:
-        raise VersionError(
-            f"{error.filename or settings.data_dir}: {error.strerror}. Make room, or mend the permissions",
-            public="the data directory cannot be written",
-        ) from error
-    try:
-        with connect_redis(settings, start=False) as connection:
-            TrainingQueue(connection).announce_version(project_id, number)
-    except (RedisUnavailableError, redis.RedisError):
-        pass  # a server notices by itself
-
-
-def unpin_version(settings: Settings, project_id: int) -> int:
-    """Let trainings replace the serving version again; its number, which goes on serving.
-
-    Raises:
-        VersionError: as for `use_version`.
-    """
-    publication = VersionStore(settings.data_dir).publication(project_id)
-    number = 0 if publication is None else publication[1]
-    use_version(settings, project_id, number)
-    return number
-
-
-def _version(store: VersionStore, project_id: int, number: int, serving: int, *, pinned: bool) -> dict[str, Any]:
-    serves = number == serving
-    row: dict[str, Any] = {"error": None, "number": number, "project_id": project_id, "serves": serves}
-    row["pinned"] = serves and pinned
-    try:
-        manifest = store.get(project_id, number).manifest
-    except VersionError as error:
-        return {**row, "error": str(error)}
-    return {
-        **row,
-        "base": manifest.base.name,
-        "created_at": manifest.created_at.isoformat(),
-        "decision": manifest.decision,
-        "held_out_images": len(manifest.data.held_out_images),
-        "metrics": manifest.metrics,
-        "reason": manifest.reason,
-        "recipe": manifest.recipe.name,
-        "training_images": len(manifest.data.training_images),
-        "weights_sha256": manifest.weights.sha256,
-    }
 
 
 def _live(job: LiveJob) -> dict[str, Any]:
@@ -283,18 +183,9 @@ def _left_out(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{counts[key]} {text}" for key, text in words.items() if counts.get(key))
 
 
-def _add(table: Table, *cells: object) -> None:
-    """Add a row as it is: names and reasons may hold what rich would take for markup, like "[/red]"."""
-    table.add_row(*(Text(str(cell)) for cell in cells))
-
-
 def _label_lines(labels: Mapping[str, Mapping[str, Any]]) -> list[str]:
     return [
         f"{name}: IoU {item['before']:.2f} to {item['after']:.2f} ({item['images']} images)"
         for name, item in labels.items()
         if item["before"] is not None and item["after"] is not None
     ]
-
-
-def _time(value: str | None) -> str:
-    return "" if value is None else datetime.fromisoformat(value).astimezone().strftime("%Y-%m-%d %H:%M:%S")

@@ -21,6 +21,8 @@ from urllib.parse import urlsplit
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from backend.label_studio.task_filter import TaskFilterError, parse_choice
+
 DEFAULT_CHECKPOINT = "CIDAS/clipseg-rd64-refined"
 _MIB = 1024 * 1024
 _SHORTEST_SECRET = 8
@@ -237,6 +239,18 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("VLM_TRAIN_MIN_ANNOTATIONS"),
         description="New annotations that an automatic training needs; the button always trains.",
     )
+    prelabel_after_publish: str = Field(
+        "off",
+        validation_alias=AliasChoices("VLM_PRELABEL_AFTER_PUBLISH"),
+        description="Tasks that are pre-labelled again when a better version serves: off, unannotated, all, or "
+        "conditions as of `vlm prelabel --filter`, with ; between them.",
+    )
+    keep_versions: int = Field(
+        10,
+        ge=1,
+        validation_alias=AliasChoices("VLM_KEEP_VERSIONS"),
+        description="Newest versions of a project that stay; older ones go after each training, but never what serves.",
+    )
     reconcile_s: float = Field(
         300.0,
         ge=0,
@@ -268,6 +282,15 @@ class Settings(BaseSettings):
     @classmethod
     def _upper_case(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("prelabel_after_publish")
+    @classmethod
+    def _choice_of_tasks(cls, value: str) -> str:
+        try:
+            parse_choice(value)
+        except TaskFilterError as error:
+            raise ValueError(f"write off, unannotated or all; else {error}") from None
+        return value
 
     @field_validator("data_dir", "local_files_root")
     @classmethod

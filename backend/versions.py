@@ -3,14 +3,20 @@
     <data_dir>/projects/<project id>/
         lock                        between writers
         fence.json                  the highest token given out
-        current                     which version serves, and whether it is pinned; replaced as a whole
+        numbers.json                the highest version number given out; none comes twice
+        current                     which version serves, whether it is pinned, which served before; replaced as a whole
         split.json                  which image is held out (written by the training job)
         versions/001/               immutable: written beside, flushed, renamed into place
             weights.safetensors     only what differs from the base checkpoint
             manifest.json           `backend.manifest.Manifest`
             metrics.json            everything that was measured
+            report/                 what only its report shows: `backend.version_report`
 
-A version that is not `current` is a candidate or a former one; nothing is ever changed or removed by this module.
+A version that is not `current` is a candidate or a former one. Versions never change; old ones are removed by `prune`
+(the rule: `backend.version_pruning`), which renames each away before it deletes anything, so that no half version is
+ever in the list.
+
+**Pinning.** What was pinned by hand serves until somebody publishes by hand again: no training replaces it.
 
 **Fencing.** A job takes a token when it starts and shows it when it publishes. A token that is older than the
 newest one given out is refused: so a job that was given up, and whose project another job has taken over, cannot
@@ -27,14 +33,13 @@ import re
 import shutil
 import uuid
 from collections.abc import Mapping
-from dataclasses import dataclass
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backend import atomic
 from backend.manifest import (
-    SCHEMA_VERSION,
     BaseCheckpoint,
     DataRecord,
     Manifest,
@@ -53,10 +58,22 @@ from backend.version_files import (
     VersionCorruptError,
     VersionError,
     VersionNotFoundError,
-    corrupt,
     file_sha256,
     read_json,
     read_version,
+)
+from backend.version_names import VersionName, read_version_name, version_name
+from backend.version_pruning import to_remove
+from backend.version_publication import (
+    Publication,
+    give_token,
+    issued_token,
+    next_number,
+    note_number,
+    point,
+    read_publication,
+    refuse_pinned,
+    served_number,
 )
 
 if TYPE_CHECKING:
@@ -70,6 +87,7 @@ __all__ = [
     "Manifest",
     "ManifestDraft",
     "PinnedError",
+    "Publication",
     "RecipeRecord",
     "StoredVersion",
     "TagHead",
@@ -91,10 +109,7 @@ DEFAULT_THRESHOLD = 0.5
 
 _DIRECTORY = re.compile(r"[0-9]{3,}")
 _PROJECT = re.compile(r"[1-9][0-9]*")
-_BASE_NAME = re.compile(r"[A-Za-z0-9.-]+")
-_VERSION_NAME = re.compile(
-    r"(?P<base>[A-Za-z0-9.-]+)-p(?P<project>[1-9][0-9]*)-v(?P<number>[0-9]{3,})-(?P<hash>[0-9a-f]{8})"
-)
+_FURTHER_FILE = re.compile(r"[a-z]+/[a-z0-9-]+\.[a-z]+")
 
 
 class VersionStore:
@@ -140,27 +155,20 @@ class VersionStore:
         known = self._current.get(project_id)
         if known is not None and known[0] == signature:
             return known[1]
-        number = _number(pointer, read_json(pointer))
+        number = served_number(pointer, read_json(pointer))
         version = None if number == 0 else self.get(project_id, number)
         self._current[project_id] = (signature, version)
         return version
 
-    def publication(self, project_id: int) -> tuple[int, int] | None:
-        """Token and version number of the latest publication; None where there was none.
+    def publication(self, project_id: int) -> Publication | None:
+        """The latest publication; None where there was none.
 
         So a job that was killed right after it had published knows, when it is run again, that its work is done.
 
         Raises:
             VersionCorruptError: `current` cannot be used.
         """
-        pointer = self.project_dir(project_id) / "current"
-        if not pointer.exists():
-            return None
-        record = read_json(pointer)
-        token = record.get("token")
-        if not isinstance(token, int):
-            raise corrupt(pointer, f"'token' is {token!r}, not a count")
-        return token, _number(pointer, record)
+        return read_publication(self.project_dir(project_id))
 
     def is_pinned(self, project_id: int) -> bool:
         """Whether the serving version was pinned: no training replaces it then.
@@ -168,7 +176,8 @@ class VersionStore:
         Raises:
             VersionCorruptError: `current` cannot be used.
         """
-        return _is_pinned(self.project_dir(project_id))
+        published = self.publication(project_id)
+        return published is not None and published.pinned
 
     def get(self, project_id: int, number: int) -> StoredVersion:
         """One version by its number.
@@ -178,12 +187,18 @@ class VersionStore:
             VersionCorruptError: it cannot be used.
         """
         path = self._versions(project_id) / f"{number:03d}"
+        missing = VersionNotFoundError(
+            f"project {project_id} has no version {number} ({path} is not there): `vlm versions` lists them",
+            public=f"project {project_id} has no version {number}",
+        )
         if not path.is_dir():
-            raise VersionNotFoundError(
-                f"project {project_id} has no version {number} ({path} is not there): `vlm versions` lists them",
-                public=f"project {project_id} has no version {number}",
-            )
-        return read_version(project_id, path)
+            raise missing
+        try:
+            return read_version(project_id, path)
+        except VersionCorruptError:
+            if not path.is_dir():  # pruned while it was read
+                raise missing from None
+            raise
 
     def list(self, project_id: int) -> list[StoredVersion]:
         """All versions, oldest first.
@@ -191,7 +206,11 @@ class VersionStore:
         Raises:
             VersionCorruptError: one of them cannot be used; the message names it.
         """
-        return [read_version(project_id, path) for path in self._directories(project_id)]
+        found = []
+        for number in self.numbers(project_id):
+            with suppress(VersionNotFoundError):  # pruned meanwhile
+                found.append(self.get(project_id, number))
+        return found
 
     def numbers(self, project_id: int) -> tuple[int, ...]:
         """The numbers of all versions, oldest first, whether they can be used or not."""
@@ -200,9 +219,7 @@ class VersionStore:
     def next_token(self, project_id: int) -> int:
         """Give out the next fencing token, 1, 2, 3 ...; every older one is refused from now on."""
         with self._locked(project_id) as directory:
-            token = _issued(directory) + 1
-            atomic.write_json(directory / "fence.json", {"issued": token})
-            return token
+            return give_token(directory)
 
     def write(
         self,
@@ -210,6 +227,7 @@ class VersionStore:
         weights: Mapping[str, torch.Tensor],
         manifest: ManifestDraft,
         metrics: Mapping[str, Any],
+        files: Mapping[str, bytes] | None = None,
     ) -> StoredVersion:
         """Write a new version whole. It does not serve until it is published.
 
@@ -218,22 +236,24 @@ class VersionStore:
             weights: tensors by their name in the decoder's `state_dict`; any device, copied.
             manifest: everything but number, date and file hash, which are filled in here.
             metrics: JSON, goes to `metrics.json`.
+            files: further files by their path in the version's directory, like "report/record.json".
 
         Raises:
-            ValueError: no weights, or metrics that JSON cannot say (NaN).
+            ValueError: no weights, metrics that JSON cannot say (NaN), or the path of a file that is none there.
             OSError: the disk is full or not writable; nothing is left in the list then.
         """
         from safetensors.torch import save
 
         if not weights:
             raise ValueError("a version without weights: give the decoder's state_dict")
+        if wrong := [name for name in files or {} if not _FURTHER_FILE.fullmatch(name)]:
+            raise ValueError(f"file {wrong[0]!r} of a version: write a folder and a name, like 'report/record.json'")
         data = save({name: value.detach().cpu().contiguous() for name, value in weights.items()})
-        with self._locked(project_id):
+        with self._locked(project_id) as directory:
             versions = self._versions(project_id)
             versions.mkdir(exist_ok=True)
-            for left_over in versions.glob(".writing-*"):  # we hold the lock: its writer is gone
-                shutil.rmtree(left_over, ignore_errors=True)
-            number = max((int(path.name) for path in self._directories(project_id)), default=0) + 1
+            _clear(versions)
+            number = next_number(directory, self.numbers(project_id))
             whole = Manifest(
                 **dict(manifest),
                 project_id=project_id,
@@ -246,8 +266,12 @@ class VersionStore:
             try:
                 atomic.write_bytes(temporary / WEIGHTS, data)
                 atomic.write_bytes(temporary / METRICS, atomic.json_bytes(dict(metrics)))
+                for name, content in (files or {}).items():
+                    (temporary / name).parent.mkdir(exist_ok=True)
+                    atomic.write_bytes(temporary / name, content)
                 atomic.write_bytes(temporary / MANIFEST, atomic.json_bytes(whole.model_dump(mode="json")))
                 path = versions / f"{number:03d}"
+                note_number(directory, number)
                 temporary.rename(path)
             except BaseException:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -282,7 +306,7 @@ class VersionStore:
         """
         number = version if isinstance(version, int) else version.number
         with self._locked(project_id) as directory:
-            newest = _issued(directory)
+            newest = issued_token(directory)
             if token > newest:
                 raise ValueError(f"token {token} was never given out; take one with next_token()")
             if token < newest:
@@ -293,20 +317,44 @@ class VersionStore:
                 )
             if number != 0:
                 self.get(project_id, number)
-            if not by_hand and _is_pinned(directory):
-                raise PinnedError(
-                    f"project {project_id}: version {number} may not replace the one that is pinned: "
-                    f"`vlm versions {project_id} --unpin` lets trainings publish again",
-                    public=f"version {number} was not published: another one is pinned",
-                )
-            record = {
-                "pinned": pinned,
-                "published_at": datetime.now(UTC).isoformat(),
-                "schema_version": SCHEMA_VERSION,
-                "token": token,
-                "version": number,
-            }
-            atomic.write_json(directory / "current", record)
+            if not by_hand:
+                refuse_pinned(project_id, number, directory)
+            point(directory, number, token, pinned=pinned)
+
+    def prune(self, project_id: int, keep: int, *, dry_run: bool = False) -> tuple[int, ...]:
+        """Remove old versions by the rule of `backend.version_pruning`; their numbers, oldest first.
+
+        What was removed is out of the list from one moment to the next, and a crash leaves nothing of it there.
+
+        Args:
+            project_id: Label Studio's id.
+            keep: so many of the newest stay, at least 1.
+            dry_run: remove nothing, only say what would go.
+
+        Raises:
+            ValueError: `keep` is below 1.
+            VersionCorruptError: `current` cannot be used, so nobody knows what serves.
+            OSError: the disk is not writable.
+        """
+        if keep < 1:
+            raise ValueError(f"keep {keep} versions: at least 1 stays")
+        versions = self._versions(project_id)
+        if not versions.is_dir():
+            return ()
+        with self._locked(project_id):
+            readable = []
+            for number in self.numbers(project_id):
+                with suppress(VersionCorruptError):  # neither counted nor removed: somebody may want to mend it
+                    readable.append(self.get(project_id, number))
+            published = self.publication(project_id)
+            gone = to_remove(readable, published, keep)
+            if dry_run:
+                return gone
+            for number in gone:
+                (versions / f"{number:03d}").rename(versions / f".pruned-{uuid.uuid4().hex}")
+            atomic.sync_directory(versions)
+            _clear(versions)
+            return gone
 
     def _locked(self, project_id: int) -> _ProjectLock:
         return _ProjectLock(self.project_dir(project_id))
@@ -336,48 +384,6 @@ class _ProjectLock:
 
     def __exit__(self, *exc_info: Any) -> None:
         self._lock.__exit__(*exc_info)
-
-
-def version_name(base: str, project_id: int, number: int, hash8: str) -> str:
-    """The name that Label Studio sees: `<base>-p<project>-v<NNN>-<8 hex>`; number 0 is the base model.
-
-    >>> version_name("demo", 7, 3, "0a1b2c3d")
-    'demo-p7-v003-0a1b2c3d'
-
-    Raises:
-        ValueError: a part does not have its form.
-    """
-    if not _BASE_NAME.fullmatch(base):
-        raise ValueError(f"base name {base!r}: use letters, digits, dots and hyphens")
-    if project_id < 1 or number < 0:
-        raise ValueError(f"project {project_id} and version {number}: must be at least 1 and 0")
-    if not re.fullmatch(r"[0-9a-f]{8}", hash8):
-        raise ValueError(f"hash {hash8!r}: must be 8 lower-case hexadecimal digits")
-    return f"{base}-p{project_id}-v{number:03d}-{hash8}"
-
-
-@dataclass(frozen=True)
-class VersionName:
-    """The parts of a version's name; see `version_name`."""
-
-    base: str
-    project_id: int
-    number: int
-    hash8: str
-
-
-def read_version_name(name: str) -> VersionName | None:
-    """The parts of a name that `version_name` has made; None for any other.
-
-    >>> read_version_name("demo-p7-v003-0a1b2c3d")
-    VersionName(base='demo', project_id=7, number=3, hash8='0a1b2c3d')
-    """
-    found = _VERSION_NAME.fullmatch(name)
-    return (
-        None
-        if found is None
-        else VersionName(found["base"], int(found["project"]), int(found["number"]), found["hash"])
-    )
 
 
 def version_hash(
@@ -419,24 +425,7 @@ def effective_threshold(label: str, configured: float | None, manifest: Manifest
     return DEFAULT_THRESHOLD
 
 
-def _is_pinned(directory: Path) -> bool:
-    pointer = directory / "current"
-    return pointer.exists() and read_json(pointer).get("pinned") is True  # missing before there were pins
-
-
-def _issued(directory: Path) -> int:
-    fence = directory / "fence.json"
-    if not fence.exists():
-        return 0
-    issued = read_json(fence).get("issued")
-    if not isinstance(issued, int) or issued < 0:
-        raise corrupt(fence, f"'issued' is {issued!r}, not a count")
-    return issued
-
-
-def _number(pointer: Path, record: Mapping[str, Any]) -> int:
-    """The version that `current` names; 0 for the base model."""
-    number = record.get("version")
-    if not isinstance(number, int) or number < 0:
-        raise corrupt(pointer, f"'version' is {number!r}, not a version number")
-    return number
+def _clear(versions: Path) -> None:
+    """Delete what is out of the list; the lock is held, so whoever wrote or pruned there is gone."""
+    for left_over in (*versions.glob(".writing-*"), *versions.glob(".pruned-*")):
+        shutil.rmtree(left_over, ignore_errors=True)

@@ -19,7 +19,7 @@ from training_jobs.features import FeatureCache
 from training_jobs.promote import Score
 from training_jobs.recipes import finetune_decoder
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable, State
-from training_jobs.scoring import score_image
+from training_jobs.scoring import See, score_image
 from training_jobs.views import coverage, make_view, speak_of_places
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.model import Model
@@ -105,6 +105,7 @@ def cross_validate(
     prompts: PromptTable,
     fresh: Sequence[CorrectedImage],
     tick: Callable[[int], finetune_decoder.Tick],
+    see: See | None = None,
 ) -> list[Score]:
     """Score each fresh training image with a decoder that was trained without it; by image, so by group.
 
@@ -114,6 +115,7 @@ def cross_validate(
         prompts: of the project's labels.
         fresh: those of the training images that are scored.
         tick: gives the progress of a fold by its number.
+        see: for who looks at the masks too.
     """
     left = [(example.image, example.present) for example in examples]
     # Nothing is chosen inside a fold: the final training does not choose either with so few images,
@@ -129,15 +131,15 @@ def cross_validate(
             continue
         fitted = [example for example in examples if example.image not in out]
         state, _ = finetune_decoder.train(project.decoder, fitted, prompts, config, tick(fold))
-        scores += compare(project, scored, state)
+        scores += compare(project, scored, state, see)
     return scores
 
 
-def compare(project: Project, images: Sequence[CorrectedImage], state: State) -> list[Score]:
+def compare(project: Project, images: Sequence[CorrectedImage], state: State, see: See | None = None) -> list[Score]:
     """Score the serving version and new decoder weights on images that neither has learned from."""
     old, new = project.serving, project.model.with_decoder(state)
     found = []
     for image in images:
         view = make_view(image.sha256, 0, geometry=False)
-        found += score_image(image, project.features.get(image.sha256, view, image.open), old, new)
+        found += score_image(image, project.features.get(image.sha256, view, image.open), old, new, see)
     return found

@@ -20,10 +20,12 @@ from rq.timeouts import JobTimeoutException
 from backend.job_history import JobHistory, JobOutcome, JobRecord
 from backend.label_studio.errors import LabelStudioError
 from backend.label_studio.images import ImageError
+from backend.label_studio.task_filter import parse_choice
 from backend.logs import error_text
+from backend.prelabel_queue import PrelabelQueue, PrelabelRequest
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
-from backend.versions import VersionStore
+from backend.versions import VersionError, VersionStore
 from training_jobs.errors import GivenUpError
 from training_jobs.job_log import log_job
 from training_jobs.lock import ProjectLock, release_dead
@@ -143,6 +145,9 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
             _announce(queue, project_id, result.version)
             if settings.show_scores:
                 _tell_label_studio(client, project_id)
+            _prelabel_again(settings, job.connection, project_id)
+        if result.version is not None:
+            _prune(settings, store, project_id)
     _record(settings, job, project_id, **vars(result))
     queue.finish(project_id, job.id)
     return {"outcome": result.outcome, "reason": result.reason, "version": result.version}
@@ -164,6 +169,31 @@ def _tell_label_studio(client: LabelStudioClient, project_id: int) -> None:
         refresh_version(client, project_id)
     except LabelStudioError as error:
         log.warning("project=%d Label Studio was not told of the new version: %s", project_id, error)
+
+
+def _prelabel_again(settings: Settings, connection: redis.Redis, project_id: int) -> None:
+    """Ask for the tasks that the settings name to be predicted by the new version; a failure costs only that.
+
+    What was seen of their images is on the disk, so that only the decoder runs.
+    """
+    conditions = parse_choice(settings.prelabel_after_publish)
+    if conditions is None:
+        return
+    try:
+        PrelabelQueue(connection).request(project_id, PrelabelRequest(conditions))
+    except redis.RedisError as error:
+        log.warning("project=%d its tasks are not pre-labelled again: %s", project_id, type(error).__name__)
+
+
+def _prune(settings: Settings, store: VersionStore, project_id: int) -> None:
+    """Remove old versions; a failure leaves them to the next training."""
+    try:
+        gone = store.prune(project_id, settings.keep_versions)
+    except (VersionError, OSError) as error:
+        log.warning("project=%d its old versions stay: %s", project_id, error)
+        return
+    if gone:
+        log.info("project=%d old versions are removed: %s", project_id, ", ".join(map(str, gone)))
 
 
 class _Reporter:

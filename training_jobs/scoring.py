@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 from PIL import Image
 
@@ -14,12 +16,19 @@ from vlm_core.model import Model
 from vlm_core.runs import BoolMask
 from vlm_core.types import ImageFeatures
 
+See = Callable[[CorrectedImage, Score, BoolMask, BoolMask, BoolMask], None]
+"""Told of each label that was scored: image, score, and the masks of old, new and annotator at the compared size."""
+
 _MOST_PIXELS = 1024 * 1024
 """Larger images are compared at this size: on photographs of 12 megapixels IoU changes in the third digit."""
 
 
 def score_image(
-    image: CorrectedImage, features: ImageFeatures, old: tuple[Model, ManifestDraft | None], new: Model
+    image: CorrectedImage,
+    features: ImageFeatures,
+    old: tuple[Model, ManifestDraft | None],
+    new: Model,
+    see: See | None = None,
 ) -> list[Score]:
     """Score the labels that the image's annotation speaks about.
 
@@ -28,6 +37,7 @@ def score_image(
         features: of the whole image, as cached.
         old: the serving model and its manifest; None for the base model.
         new: the new model, which brings no thresholds of its own.
+        see: for who looks at the masks too.
     """
     size_hw, shrink = _compared_size(image.size_hw)
     scores = []
@@ -37,10 +47,12 @@ def score_image(
         if present and not true.any():
             continue  # a region of a few pixels, gone at this size: neither there nor absent
         before, after = (
-            _score(_predict(model, manifest, features, label, size_hw, shrink), true, present)
-            for model, manifest in (old, (new, None))
+            _predict(model, manifest, features, label, size_hw, shrink) for model, manifest in (old, (new, None))
         )
-        scores.append(Score(image.sha256, label.name, present, before, after))
+        score = Score(image.sha256, label.name, present, _score(before, true, present), _score(after, true, present))
+        scores.append(score)
+        if see is not None:
+            see(image, score, before, after, true)
     return scores
 
 

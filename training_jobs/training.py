@@ -35,6 +35,7 @@ from training_jobs.promote import MIN_IMAGES, Score, judge
 from training_jobs.recipes import finetune_decoder
 from training_jobs.recipes.config import read_recipe
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.report_record import Extremes, LossCurve, report_files
 from training_jobs.version_record import Result, draft_manifest, label_changes
 
 log = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ def _learn(
     config: FinetuneConfig,
 ) -> Result:
     """Train on what was read, and publish what is better; arguments and errors as of `train_version`."""
+    report = curve = LossCurve(report)
     directory = store.project_dir(project_id)
     counts, last = corrections.all_counts(), directory / "last_training.json"
     fingerprint = corrections.fingerprint(plan.hash_payload(), settings.checkpoint, config.model_dump(mode="json"))
@@ -175,18 +177,20 @@ def _learn(
         project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
     )
     scores: list[Score] = []
+    extremes = Extremes()
     work = _Work(report, folds=0 if enough else FOLDS)
     if not enough:
-        scores += cross_validate(project, examples, prompts, fresh, work.fold)
+        scores += cross_validate(project, examples, prompts, fresh, work.fold, extremes.see)
     state, choice = finetune_decoder.train(project.decoder, examples, prompts, config, work.final)
     report("comparing", 0.95, None)
-    scores += compare(project, held_out, state)
+    scores += compare(project, held_out, state, extremes.see)
     verdict = judge(scores, seed=config.seed)
 
     draft = draft_manifest(project, training, held_out, verdict, choice, by_folds=not enough)
     report("publishing", 0.98, None)
     metrics = {"choice": choice.__dict__, "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
-    version = store.write(project_id, state, draft, metrics)
+    files = report_files(scores, corrections.images, extremes, curve, seed=config.seed)
+    version = store.write(project_id, state, draft, metrics, files)
     result = Result(
         "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
     )

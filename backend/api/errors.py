@@ -3,6 +3,7 @@
 ApiError
 ├── BadRequestError     400: not JSON
 ├── UnauthorisedError   401: no credentials, or wrong ones
+├── NotFoundError       404: there is no such thing
 ├── TooLargeError       413: the body is over the limit
 ├── InvalidRequestError 422: JSON, but a value is missing or of the wrong kind; it is named
 └── UnavailableError    503: cannot be answered now; the reason says what is being waited for
@@ -36,6 +37,12 @@ class UnauthorisedError(ApiError):
 
     status = 401
     headers = {"WWW-Authenticate": f'Basic realm="{REALM}", charset="UTF-8"'}  # noqa: RUF012 - a mapping, never changed
+
+
+class NotFoundError(ApiError):
+    """What the address names is not there."""
+
+    status = 404
 
 
 class TooLargeError(ApiError):

@@ -6,6 +6,8 @@ Predictions, webhooks and probes have threads of their own, so that what hangs t
 from __future__ import annotations
 
 import json
+import logging
+import re
 from collections.abc import Callable
 from typing import Annotated
 
@@ -15,7 +17,7 @@ from fastapi import APIRouter, Path, Request, Response
 
 from backend.api.auth import SECRET_HEADER, Gate
 from backend.api.cancel import CancelHandlers
-from backend.api.errors import InvalidRequestError, TooLargeError
+from backend.api.errors import InvalidRequestError, NotFoundError, TooLargeError, UnavailableError
 from backend.api.events import START_TRAINING
 from backend.api.handlers import Handlers, Reply
 from backend.api.logs import note
@@ -44,7 +46,11 @@ from backend.api.schemas import (
 )
 from backend.page.gather import PageSource
 from backend.page.html import render, security_policy
+from backend.page.report import render_report
 from backend.predictor import Deadline
+from backend.versions import VersionError, VersionNotFoundError
+
+log = logging.getLogger(__name__)
 
 WEBHOOK_LIMIT_S = 0.7
 """Label Studio waits one second for a webhook, inside the annotator's submit, and does not try again."""
@@ -203,6 +209,12 @@ def make_router(
         project = _project_parameter(request)
         return await _in_thread(request, lambda: handlers.versions(project))
 
+    @router.get("/projects/{project}/versions/{version}/report", include_in_schema=False)
+    async def report(request: Request, project: str, version: str) -> Response:
+        gate.check(request.headers.get("authorization"))
+        project_id, number = _project_id(project), _version_number(version)
+        return await anyio.to_thread.run_sync(lambda: report_response(page, project_id, number))
+
     @router.get("/status", **operation(StatusReply, security=gate.security))
     async def status(request: Request) -> Response:
         """Where everything stands: model, queue, and what last happened to each project."""
@@ -214,6 +226,27 @@ def make_router(
 
 def page_response(page: PageSource, project: int | None, *, refresh: bool) -> Response:
     """The page, with what keeps it to itself."""
+    return _html(render(page.view(project), refresh=refresh))
+
+
+def report_response(page: PageSource, project_id: int, number: int) -> Response:
+    """The report on a version, with what keeps it to itself.
+
+    Raises:
+        NotFoundError: there is no such version.
+        UnavailableError: one of its files cannot be used.
+    """
+    try:
+        view = page.report(project_id, number)
+    except VersionNotFoundError as error:
+        raise NotFoundError(error.public) from None
+    except VersionError as error:
+        log.error("project=%d version=%d report: %s", project_id, number, error)
+        raise UnavailableError(error.public) from error
+    return _html(render_report(view))
+
+
+def _html(text: str) -> Response:
     headers = {
         "Cache-Control": "no-store",
         "Content-Security-Policy": security_policy(),
@@ -221,7 +254,7 @@ def page_response(page: PageSource, project: int | None, *, refresh: bool) -> Re
         "Vary": "Accept",
         "X-Content-Type-Options": "nosniff",
     }
-    return Response(render(page.view(project), refresh=refresh), media_type="text/html", headers=headers)
+    return Response(text, media_type="text/html", headers=headers)
 
 
 async def _in_thread(
@@ -252,6 +285,12 @@ async def _body(request: Request, limit: int) -> bytes:
 def _project_parameter(request: Request) -> int | None:
     text = request.query_params.get("project")
     return None if text is None else _project_id(text)
+
+
+def _version_number(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,9}", text) or int(text) < 1:
+        raise InvalidRequestError("version: must be a version's number, like 1; the base model has no report")
+    return int(text)
 
 
 def _project_id(text: str) -> int:

@@ -4,24 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-from typer.core import TyperGroup
 
+from backend.commands.groups import ListByDefault
 from backend.commands.settings import settings_or_exit
 
-
-class _Models(TyperGroup):
-    """Without a command of its own `vlm models` lists: `vlm models runs` is `vlm models list runs`."""
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
-            args = ["list", *args]
-        return super().parse_args(ctx, args)
-
-
-models_app = typer.Typer(cls=_Models, help="Checkpoints: what can be loaded, what is here, how to fetch one.")
+models_app = typer.Typer(cls=ListByDefault, help="Checkpoints: what can be loaded, what is here, how to fetch one.")
 
 
 @models_app.command("list")

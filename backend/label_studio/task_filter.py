@@ -69,6 +69,29 @@ def parse_condition(text: str) -> Condition:
     return Condition(match["column"], match["operator"], match["value"])
 
 
+UNANNOTATED = "total_annotations = 0"
+
+
+def parse_choice(text: str) -> tuple[str, ...] | None:
+    """The conditions of a setting that chooses tasks; all of them must hold. () for all tasks, None for none.
+
+    >>> parse_choice("off"), parse_choice("all"), parse_choice("unannotated")
+    (None, (), ('total_annotations = 0',))
+    >>> parse_choice("total_annotations = 0; data.city ~ Rome")
+    ('total_annotations = 0', 'data.city ~ Rome')
+
+    Raises:
+        TaskFilterError: it is none of these words, and no conditions either.
+    """
+    words: dict[str, tuple[str, ...] | None] = {"off": None, "all": (), "unannotated": (UNANNOTATED,)}
+    if text in words:
+        return words[text]
+    conditions = tuple(part.strip() for part in text.split(";"))
+    for condition in conditions:
+        parse_condition(condition)
+    return conditions
+
+
 def filter_items(conditions: Sequence[Condition], columns: Mapping[str, str]) -> list[dict[str, Any]]:
     """The conditions as Label Studio's filters, all of which must hold.
 

@@ -41,15 +41,15 @@ def acceptance_chart(periods: Sequence[Period], first_seen: Mapping[int, int]) -
 
     grid = [
         (
-            h.line(".grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=_number(level(share)), y2=_number(level(share))),
-            h.text(".axis", x=_LEFT - 5, y=_number(level(share) + 4), text_anchor="end")[f"{share:.0%}"],
+            h.line(".grid", x1=_LEFT, x2=WIDTH - _RIGHT, y1=number(level(share)), y2=number(level(share))),
+            h.text(".axis", x=_LEFT - 5, y=number(level(share) + 4), text_anchor="end")[f"{share:.0%}"],
         )
         for share in (0.0, 0.5, 1.0)
     ]
     bars = [
         h.g[
             h.title[f"{_day(period.start, period.length)}: {outcome_words(period.tally)}"],
-            h.g(transform=f"translate({_number(middle(index) - bar / 2)} {_TOP})")[
+            h.g(transform=f"translate({number(middle(index) - bar / 2)} {_TOP})")[
                 _stack(period.tally, 0, bar, inner_height, upwards=True)
             ],
         ]
@@ -59,13 +59,13 @@ def acceptance_chart(periods: Sequence[Period], first_seen: Mapping[int, int]) -
     points = [(middle(i), level(p.tally.iou)) for i, p in enumerate(periods) if p.tally.iou is not None]
     marks = [
         (
-            h.line(".mark", x1=_number(middle(i)), x2=_number(middle(i)), y1=_TOP - 5, y2=_TOP),
-            h.text(".axis", x=_number(middle(i)), y=_TOP - 7, text_anchor="middle")[_version(numbers)],
+            h.line(".mark", x1=number(middle(i)), x2=number(middle(i)), y1=_TOP - 5, y2=_TOP),
+            h.text(".axis", x=number(middle(i)), y=_TOP - 7, text_anchor="middle")[_version(numbers)],
         )
         for i, numbers in _grouped(first_seen)
     ]
     return h.svg(".chart", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=_summary(periods))[
-        grid, bars, _line(points), [h.circle(".iou", cx=_number(x), cy=_number(y), r=3) for x, y in points], marks,
+        grid, bars, _line(points), [h.circle(".iou", cx=number(x), cy=number(y), r=3) for x, y in points], marks,
         _dates(periods, middle),
     ]  # fmt: skip
 
@@ -82,7 +82,7 @@ def sparkline(periods: Sequence[Period], label: str) -> h.Element | None:
     x, y = points[-1]
     spoken = f"IoU over time, from {ious[0][1]:.2f} to {ious[-1][1]:.2f}"
     return h.svg(".spark", viewBox=f"0 0 {SPARK_WIDTH} {SPARK_HEIGHT}", role="img", aria_label=spoken)[
-        h.title[spoken], _line(points), h.circle(".iou", cx=_number(x), cy=_number(y), r=3)
+        h.title[spoken], _line(points), h.circle(".iou", cx=number(x), cy=number(y), r=3)
     ]
 
 
@@ -103,13 +103,13 @@ def _stack(tally: Tally, x: float, width: float, height: float, *, upwards: bool
         else:
             place = {"x": x + done * width, "y": 0.0, "width": share * width, "height": height}
         if share:
-            rects.append(h.rect({name: _number(value) for name, value in place.items()}, class_=fate))
+            rects.append(h.rect({name: number(value) for name, value in place.items()}, class_=fate))
         done += share
     return rects
 
 
 def _line(points: Sequence[tuple[float, float]]) -> h.Element:
-    return h.polyline(".iou", points=" ".join(f"{_number(x)},{_number(y)}" for x, y in points))
+    return h.polyline(".iou", points=" ".join(f"{number(x)},{number(y)}" for x, y in points))
 
 
 def _grouped(first_seen: Mapping[int, int]) -> list[tuple[int, list[int]]]:
@@ -129,7 +129,7 @@ def _dates(periods: Sequence[Period], middle: Callable[[int], float]) -> list[h.
     shown = [(0, "start" if last else "middle")] + ([(last, "end")] if last else [])
     edges = {"start": _LEFT, "end": WIDTH - _RIGHT}
     return [
-        h.text(".axis", x=_number(edges.get(anchor, middle(index))), y=HEIGHT - 6, text_anchor=anchor)[
+        h.text(".axis", x=number(edges.get(anchor, middle(index))), y=HEIGHT - 6, text_anchor=anchor)[
             _day(periods[index].start, periods[index].length)
         ]
         for index, anchor in shown
@@ -147,6 +147,6 @@ def _summary(periods: Sequence[Period]) -> str:
     return "What became of predicted labels over time. " + "; ".join(rows)
 
 
-def _number(value: float) -> str:
-    """At most two places: a page of plots stays small."""
+def number(value: float) -> str:
+    """A coordinate as SVG takes it. At most two places: a page of plots stays small."""
     return f"{value:.2f}".rstrip("0").rstrip(".")

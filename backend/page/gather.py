@@ -16,6 +16,7 @@ from backend.api.handlers import QueueUnavailableError, Training
 from backend.job_history import JobHistory, JobRecord
 from backend.model_store import ModelStore
 from backend.page import words
+from backend.page.report_view import ReportView, report_view
 from backend.page.views import JobView, LabelGain, LabelStudioView, Note, ProjectView, StatusView, VersionView
 from backend.prelabel_queue import PrelabelProgress
 from backend.queue import LiveJob
@@ -122,6 +123,15 @@ class PageSource:
             others=tuple((number, titles.get(number, "")) for number in others),
             chosen=project_id is not None,
         )
+
+    def report(self, project_id: int, number: int) -> ReportView:
+        """What the report on a version shows.
+
+        Raises:
+            VersionNotFoundError: there is no such version.
+            VersionCorruptError: one of its files cannot be used.
+        """
+        return report_view(self._versions, project_id, number, title=self._titles().get(project_id, ""))
 
     def _label_studio(self) -> LabelStudioView:
         (part,) = (part for part in self._readiness.ready().parts if part.name == "label_studio")

@@ -20,14 +20,15 @@ REFRESH_S, REFRESH_BUSY_S = 30, 10
 
 
 @cache
-def _style() -> str:
+def style_sheet() -> str:
+    """The one style sheet, of the page and of reports."""
     return resources.files("backend.page").joinpath("style.css").read_text(encoding="utf-8")
 
 
 @cache
 def security_policy() -> str:
     """What a browser may do on the page: apply its one style sheet, and nothing else."""
-    digest = base64.b64encode(hashlib.sha256(_style().encode()).digest()).decode()
+    digest = base64.b64encode(hashlib.sha256(style_sheet().encode()).digest()).decode()
     return (
         f"default-src 'none'; style-src 'sha256-{digest}'; img-src data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -50,7 +51,7 @@ def render(view: StatusView, *, refresh: bool = True) -> str:
             refresh and h.meta(http_equiv="refresh", content=str(seconds)),
             h.title["Label Studio VLM backend"],
             h.link(rel="icon", href="data:,"),  # or the browser asks for one that is not there
-            h.style[Markup(_style())],  # our own file
+            h.style[Markup(style_sheet())],  # our own file
         ],
         h.body[
             _header(view),

@@ -173,7 +173,7 @@ def _versions(project: ProjectView, figures: Figures | None, now: datetime) -> h
     accepted = {} if figures is None else figures.versions
     latest = list(reversed(project.versions[-SHOWN_VERSIONS:]))
     latest += [item for item in project.versions[:-SHOWN_VERSIONS] if item.number == project.serving]
-    rows = [_version_row(item, project.serving, accepted.get(item.number), now) for item in latest]
+    rows = [_version_row(item, project, accepted.get(item.number), now) for item in latest]
     base = accepted.get(0)
     rows.append(
         h.tr[
@@ -198,8 +198,8 @@ def _versions(project: ProjectView, figures: Figures | None, now: datetime) -> h
     ]
 
 
-def _version_row(version: VersionView, serving: int, tally: Tally | None, now: datetime) -> h.Node:
-    tag = h.span(".tag.good")["serves"] if version.number == serving else None
+def _version_row(version: VersionView, project: ProjectView, tally: Tally | None, now: datetime) -> h.Node:
+    tag = h.span(".tag.good")["serves"] if version.number == project.serving else None
     if not version.better:
         tag = h.span(".tag")["not better"] if tag is None else tag
     labels = [
@@ -209,7 +209,9 @@ def _version_row(version: VersionView, serving: int, tally: Tally | None, now: d
     ]
     return h.tr[
         h.td[
-            h.strong[f"version {version.number}"],
+            h.a(href=f"/projects/{project.project_id}/versions/{version.number}/report")[
+                h.strong[f"version {version.number}"]
+            ],
             " ",
             tag,
             h.div(".soft.small")[

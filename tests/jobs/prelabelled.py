@@ -12,11 +12,11 @@ from tests.jobs.label_studio import Json, LabelStudio, _json, picture
 
 
 class PrelabelLabelStudio(LabelStudio):
-    """Tasks without annotations; `predictions` is what was imported."""
+    """Tasks without annotations at first; `imported` is every prediction that came."""
 
     def __init__(self, tasks: int) -> None:
         super().__init__()
-        self.predictions: list[Json] = []
+        self.imported: list[Json] = []
         self.imports = 0
         self.before_import: Callable[[], None] = lambda: None
         """Called when an import has arrived, before it is stored."""
@@ -27,18 +27,19 @@ class PrelabelLabelStudio(LabelStudio):
             self.add_task(picture(seed)[0])
 
     def versions_of(self, task_id: int) -> list[str]:
-        return [str(p["model_version"]) for p in self.predictions if p["task"] == task_id]
+        return [str(p["model_version"]) for p in self.imported if p["task"] == task_id]
 
     def twice(self) -> dict[tuple[int, str], int]:
         """Tasks with more than one prediction of a version."""
-        found = Counter((int(p["task"]), str(p["model_version"])) for p in self.predictions)
+        found = Counter((int(p["task"]), str(p["model_version"])) for p in self.imported)
         return {key: count for key, count in found.items() if count > 1}
 
     def answer(self, path: str, query: Mapping[str, list[str]]) -> tuple[int, str, bytes]:
         if path == "/api/dm/columns/" and self.status == 200:
-            columns = [("id", "Number"), ("total_predictions", "Number"), ("predictions_model_versions", "List")]
+            columns = [(name, "Number") for name in ("id", "total_annotations", "total_predictions")]
+            columns.append(("predictions_model_versions", "List"))
             return _json({"columns": [{"id": name, "type": kind} for name, kind in columns]})
-        if path != "/api/tasks/" or "query" not in query or self.status != 200:
+        if path != "/api/tasks/" or "include" not in query or self.status != 200:
             return super().answer(path, query)
         self.asked.set()
         self.free.wait(60)
@@ -58,7 +59,7 @@ class PrelabelLabelStudio(LabelStudio):
             return 400, "application/json", b'{"detail": "no such task"}'
         with self._lock:
             self.imports += 1
-            self.predictions += body
+            self.imported += body
         self.stored.set()
         return 201, "application/json", json.dumps({"created": len(body)}).encode()
 
@@ -67,7 +68,8 @@ class PrelabelLabelStudio(LabelStudio):
         if column == "predictions_model_versions":
             has = any(value[0] in version for version in self.versions_of(number))
             return has if operator == "contains" else not has
-        actual = number if column == "id" else len(self.versions_of(number))
+        counts = {"id": number, "total_annotations": len(self.annotations[number])}
+        actual = counts.get(column, len(self.versions_of(number)))
         if operator == "in_list":
             return actual in value
         return {

@@ -89,11 +89,11 @@ def test_all_tasks_get_one_prediction_and_no_second_one_when_asked_again(
 def test_conditions_and_a_limit_choose_the_tasks(
     queue: PrelabelQueue, settings: Settings, label_studio: PrelabelLabelStudio
 ) -> None:
-    label_studio.predictions += [{"task": 21, "model_version": "another"}, {"task": 22, "model_version": "another"}]
+    label_studio.imported += [{"task": 21, "model_version": "another"}, {"task": 22, "model_version": "another"}]
     queue.request(7, PrelabelRequest(("id > 20", "id <= 30"), only_missing=True, limit=3))
     wrong = queue.request(7, PrelabelRequest(("colour = red",)))
     assert worker(settings, label_studio.url, "--burst").wait(300) == 0
-    assert {p["task"] for p in label_studio.predictions if p["model_version"] != "another"} == {23, 24, 25}
+    assert {p["task"] for p in label_studio.imported if p["model_version"] != "another"} == {23, 24, 25}
     listed = queue.listed(7, wrong)
     assert listed is not None
     assert "no column 'colour'" in listed.problem

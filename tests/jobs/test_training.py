@@ -14,6 +14,7 @@ import torch
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.settings import Settings
+from backend.version_report import read_picture, read_report
 from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from training_jobs import training
@@ -113,6 +114,39 @@ def test_a_better_version_is_published_with_all_that_there_is_to_know(project: L
     ]
 
 
+def test_the_report_has_the_scores_that_the_gate_has_judged_by(project: LabelStudio, settings: Settings) -> None:
+    assert run(project, settings).outcome == "published"
+    store = VersionStore(settings.data_dir)
+    version = store.get(7, 1)
+    record = read_report(version)
+    assert record is not None
+    # One record an image that decided, and their means are the verdict's.
+    assert {item.image for item in record.images} == set(version.manifest.data.held_out_images)
+    for label, known in version.metrics()["verdict"]["labels"].items():
+        scored = [item.labels[label] for item in record.images if item.labels[label].present]
+        assert len(scored) == known["images"]
+        assert np.mean([one.new for one in scored]) == pytest.approx(known["iou"]["new"], abs=1e-4)
+        assert np.mean([one.old for one in scored]) == pytest.approx(known["iou"]["old"], abs=1e-4)
+        found = record.intervals[label].new_iou
+        if known["images"] >= 5:
+            assert found is not None
+            assert found[0] <= known["iou"]["new"] <= found[1]
+    steps = {one.phase: one.points[-1][0] for one in record.losses}
+    assert steps == {"choosing": 60, "training": version.manifest.recipe.chosen["steps"]}
+    assert record.losses[-1].points[-1][1] < record.losses[-1].points[0][1]
+    gains = [case for case in record.cases if case.kind == "gain"]
+    assert gains
+    assert all(read_picture(version, case) for case in record.cases)
+    tasks = {hashlib.sha256(data).hexdigest(): task_id for task_id, data in project.images.items()}
+    assert {case.task_id for case in gains} <= {tasks[sha256] for sha256 in version.manifest.data.held_out_images}
+    # A candidate has its report too: against itself nothing has changed.
+    assert run(project, settings).outcome == "not better"
+    candidate = read_report(store.get(7, 2))
+    assert candidate is not None
+    assert candidate.cases == ()
+    assert candidate.images != ()
+
+
 def test_held_out_images_and_their_annotations_do_not_touch_the_weights(
     project: LabelStudio, settings: Settings, tmp_path: Path
 ) -> None:
@@ -210,6 +244,9 @@ def test_with_few_held_out_images_cross_validation_decides(settings: Settings) -
     with serve(corrected_project(12)) as running:
         result = run(running, settings)
         assert result.outcome == "published", result.reason
+        record = read_report(VersionStore(settings.data_dir).get(7, 1))
+        assert record is not None
+        assert len(record.images) == 12  # those of the folds too, each scored by a model that had not learned from it
         manifest = VersionStore(settings.data_dir).get(7, 1).manifest
         assert manifest.metrics["decided_by"] == "cross-validation, 4 folds by image"
         assert manifest.metrics["images"] == 12

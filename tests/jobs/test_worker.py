@@ -13,19 +13,22 @@ from pathlib import Path
 
 import pytest
 import redis
+import torch
 from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from backend import queue as queue_module
 from backend import redis_server
-from backend.job_commands import cancel_job, jobs_report, versions_report
+from backend.job_commands import cancel_job, jobs_report
 from backend.job_history import JobHistory
 from backend.queue import START_TRAINING, LiveJob, TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import find_server
 from backend.settings import Settings
-from backend.versions import VersionStore
-from tests.jobs.label_studio import TOKEN, LabelStudio, corrected_project, serve
+from backend.version_commands import versions_report
+from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionStore
+from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
+from tests.jobs.prelabelled import PrelabelLabelStudio
 
 
 @pytest.fixture
@@ -115,6 +118,39 @@ def test_a_request_becomes_a_better_version(
     assert [(row["number"], row["serves"], row["decision"]) for row in versions_report(settings, 7)] == [
         (1, True, "better")
     ]
+
+
+def test_after_a_better_version_tasks_are_pre_labelled_again_and_old_versions_go(
+    queue: TrainingQueue, settings: Settings
+) -> None:
+    label_studio = PrelabelLabelStudio(30)
+    for task_id in range(1, 25):
+        _, masks = picture(task_id - 1)
+        label_studio.annotate(task_id, [brush(label, mask) for label, mask in masks.items()])
+    store = VersionStore(settings.data_dir)
+    for _ in range(3):
+        written = store.write(7, {"w": torch.zeros(1)}, a_candidate(), {})
+    assert written.number == 3
+    queue.request_training(7, reason=START_TRAINING)
+    with serve(label_studio) as running:
+        options = {"VLM_PRELABEL_AFTER_PUBLISH": "unannotated", "VLM_KEEP_VERSIONS": "2"}
+        assert start_worker(settings, running.url, "--burst", **options).wait(120) == 0
+    current = store.current(7)
+    assert current is not None
+    assert (current.number, store.numbers(7)) == (4, (3, 4))
+    assert sorted(int(item["task"]) for item in label_studio.imported) == [25, 26, 27, 28, 29, 30]
+    assert all("-p7-v004-" in item["model_version"] for item in label_studio.imported)
+    # Nothing is better the second time, so nothing is pre-labelled again.
+    queue.request_training(7, reason=START_TRAINING)
+    with serve(label_studio) as running:
+        assert start_worker(settings, running.url, "--burst", **options).wait(120) == 0
+    assert JobHistory(settings.data_dir).list(7)[0].outcome == "not better"
+    assert len(label_studio.imported) == 6
+
+
+def a_candidate() -> ManifestDraft:
+    base = BaseCheckpoint(name="demo", fingerprint="a" * 64)
+    return ManifestDraft(base=base, recipe=RecipeRecord(name="r"), seed=0, decision="not better")
 
 
 def test_a_request_during_a_run_is_followed_by_one_that_sees_it(
