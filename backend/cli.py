@@ -364,6 +364,17 @@ def jobs(
         print_jobs(report)
 
 
+@train_app.command("recipe")
+def recipe() -> None:
+    """Print all settings of learning from corrections, as YAML, with what each means.
+
+    Example: vlm train recipe > recipe.yaml; then VLM_TRAIN_RECIPE=recipe.yaml for the worker
+    """
+    from training_jobs.recipes.config import recipe_yaml
+
+    typer.echo(recipe_yaml(), nl=False)
+
+
 @app.command()
 def prelabel(
     project: Annotated[int, typer.Option(min=1, help="Label Studio's id of the project.")],

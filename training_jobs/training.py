@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
-
 import vlm_core
 from backend import atomic
 from backend.gpu_memory import bound_gpu_memory
@@ -31,11 +29,11 @@ from training_jobs.annotation_state import Mark, Reading, Stamps
 from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
-from training_jobs.fitting import FOLDS, Project, compare, cross_validate, encode_examples
+from training_jobs.fitting import Project, compare, compare_by_folds, encode_examples, labels_of
 from training_jobs.label_history import keep_label_history, label_history
+from training_jobs.ladder import Climb
 from training_jobs.promote import MIN_IMAGES, Score, judge
-from training_jobs.recipes import finetune_decoder
-from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.config import RecipeConfig, read_recipe
 from training_jobs.version_record import Result, draft_manifest, label_changes
 
 log = logging.getLogger(__name__)
@@ -69,21 +67,6 @@ def connect(settings: Settings) -> tuple[LabelStudioClient, ImageFetcher]:
     return client, ImageFetcher(ImageConfig.from_settings(settings), client)
 
 
-def recipe_config(settings: Settings) -> FinetuneConfig:
-    """The recipe's settings: its defaults, changed by VLM_TRAIN_RECIPE.
-
-    Raises:
-        CannotTrainError: a setting that the recipe does not have, or a value out of range.
-    """
-    try:
-        return FinetuneConfig.model_validate_json(settings.train_recipe or "{}")
-    except ValidationError as error:
-        wrong = "; ".join(
-            f"{'.'.join(map(str, item['loc']))}: {item['msg']}" for item in error.errors(include_url=False)
-        )
-        raise CannotTrainError(f"VLM_TRAIN_RECIPE: {wrong}") from None
-
-
 def train_version(
     project_id: int,
     settings: Settings,
@@ -93,7 +76,7 @@ def train_version(
     token: int,
     forced: bool,
     report: Report,
-    config: FinetuneConfig | None = None,
+    config: RecipeConfig | None = None,
 ) -> Result:
     """Train a version of the project and publish it if it is better.
 
@@ -105,7 +88,7 @@ def train_version(
         token: fencing token, taken when the job began.
         forced: train even where nothing is new.
         report: see `Report`.
-        config: of the recipe; default: `recipe_config`.
+        config: of the recipe; default: what VLM_TRAIN_RECIPE says.
 
     Raises:
         CannotTrainError: the config or the checkpoint does not allow it.
@@ -113,7 +96,7 @@ def train_version(
         LabelStudioError: Label Studio does not answer, or refuses.
         VersionError, OSError: the data directory cannot be read or written.
     """
-    config = config or recipe_config(settings)
+    config = config or read_recipe(settings.train_recipe)
     store = VersionStore(settings.data_dir)
     plan = _read_plan(client, settings.data_dir, project_id)
     directory = store.project_dir(project_id)
@@ -151,7 +134,7 @@ def _learn(
     token: int,
     forced: bool,
     report: Report,
-    config: FinetuneConfig,
+    config: RecipeConfig,
 ) -> Result:
     """Train on what was read, and publish what is better; arguments and errors as of `train_version`."""
     directory = store.project_dir(project_id)
@@ -182,27 +165,32 @@ def _learn(
     too_few = None
     if usable < MIN_IMAGES:
         too_few = f"{usable} of {MIN_IMAGES} images with a label to compare versions on"
-    elif len(training) < (1 if enough else FOLDS):
-        too_few = f"{len(training)} of {1 if enough else FOLDS} images to learn from"
+    elif len(training) < (1 if enough else config.choose_from):
+        too_few = f"{len(training)} of {1 if enough else config.choose_from} images to learn from"
     if too_few is not None:
         return Result("too few", f"too few corrections: {too_few}", counts=counts)
 
     examples, prompts = encode_examples(
         project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
     )
-    scores: list[Score] = []
-    work = _Work(report, folds=0 if enough else FOLDS)
-    if not enough:
-        scores += cross_validate(project, examples, prompts, fresh, work.fold)
-    state, choice = finetune_decoder.train(project.decoder, examples, prompts, config, work.final)
+    climb = Climb(
+        project.decoder,
+        examples,
+        prompts,
+        labels_of(project, training),
+        config,
+        lambda phase, share, loss: report(phase, 0.25 + 0.7 * share, loss),
+    )
+    learned = climb.learn()
     report("comparing", 0.95, None)
-    scores += compare(project, held_out, state)
-    verdict = judge(scores, seed=config.seed)
+    scores: list[Score] = [] if enough else compare_by_folds(project, climb.by_folds(), fresh)
+    scores += compare(project, held_out, learned)
+    verdict = judge(scores, seed=config.decoder.seed)
 
-    draft = draft_manifest(project, training, held_out, verdict, choice, by_folds=not enough)
+    draft = draft_manifest(project, training, held_out, verdict, learned, by_folds=not enough)
     report("publishing", 0.98, None)
-    metrics = {"choice": choice.__dict__, "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
-    version = store.write(project_id, state, draft, metrics)
+    metrics = {"choice": dict(learned.chosen), "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
+    version = store.write(project_id, learned.state, draft, metrics)
     result = Result(
         "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
     )
@@ -301,21 +289,3 @@ def _fresh(training: Sequence[CorrectedImage], current: StoredVersion | None) ->
     """The training images that the serving version has not learned from: only on them is a comparison fair."""
     learned = set() if current is None else set(current.manifest.data.training_images)
     return [image for image in training if image.sha256 not in learned]
-
-
-class _Work:
-    """Turns the recipe's own progress into a share of the job: a quarter is done when it begins, 0.95 at its end."""
-
-    def __init__(self, report: Report, *, folds: int) -> None:
-        self._report = report
-        self._step = 0.7 / (folds + 2)  # the final training counts double: it chooses, then trains
-        self._folds = folds
-
-    def fold(self, number: int) -> finetune_decoder.Tick:
-        """Progress of one fold."""
-        return lambda _, share, loss: self._report("cross-validating", 0.25 + self._step * (number + share), loss)
-
-    def final(self, phase: str, share: float, loss: float) -> None:
-        """Progress of the training that gives the version."""
-        begin = 0.25 + self._step * (self._folds + (phase == "training"))
-        self._report(phase, begin + self._step * share, loss)

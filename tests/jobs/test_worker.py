@@ -41,13 +41,11 @@ def label_studio() -> Iterator[LabelStudio]:
 
 
 RECIPE = {
-    "steps": 120,
-    "learning_rate": 0.005,
-    "body_rate": 1,
-    "hold": 0,
-    "pull": 0,
-    "encoded_views": 32,
-    "choose_from": 99,
+    "choose_from": 4,
+    "folds": 2,
+    "decoder_from": 4,
+    "conditions": {"steps": 10},
+    "decoder": {"steps": 120, "learning_rate": 0.005, "pull": 0, "encoded_views": 32, "interpolations": [1.0]},
 }
 """Short, and of the whole decoder: these tests are about jobs."""
 
