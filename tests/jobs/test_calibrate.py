@@ -81,10 +81,7 @@ def test_nothing_is_chosen_without_need_or_from_too_few() -> None:
 def test_a_higher_price_never_marks_more_of_what_is_not_there() -> None:
     generator, thing = np.random.default_rng(1), blob((2, 2, 10, 10))
     some = [
-        tally(
-            generator.normal(0, 2, SIZE).astype(np.float32) + 2 * blob((2, 2, 10, 10)), blob((2, 2, 10, 10)) & (n % 2)
-        )
-        for n in range(30)
+        tally((generator.normal(0, 2, SIZE) + 2 * thing).astype(np.float32), thing & bool(n % 2)) for n in range(30)
     ]
     marked = [calibrate(some, price, **CHOICE).marked or 0.0 for price in (0.0, 0.1, 0.3, 1.0, 3.0, 10.0)]
     assert marked == sorted(marked, reverse=True)

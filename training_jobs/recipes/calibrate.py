@@ -70,9 +70,7 @@ class Tally:
         return cls(bool(true.any()), iou, marked, entropy.astype(np.float64))
 
 
-def _count(
-    mask: NDArray[np.bool_], probability: Floats, true: NDArray[np.bool_]
-) -> tuple[Floats, NDArray[np.bool_]]:
+def _count(mask: NDArray[np.bool_], probability: Floats, true: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
     """IoU, and whether much is marked, for each temperature and part score: (temperatures, part scores) each."""
     count, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
     flat = numbers.reshape(-1)
