@@ -50,8 +50,8 @@ class FinetuneConfig(BaseModel):
 
     seed: int = Field(default=0, ge=0)
     steps: int = Field(default=200, ge=1)
-    batch_images: int = Field(default=8, ge=1)
-    labels_per_image: int = Field(default=8, ge=1, description="Drawn anew each step where there are more.")
+    batch_images: int = Field(default=6, ge=1)
+    labels_per_image: int = Field(default=5, ge=1, description="Drawn anew each step where there are more.")
     learning_rate: float = Field(default=7e-4, gt=0, description="Of FiLM, through which the phrases act.")
     body_rate: float = Field(default=1.0, ge=0, description="Of all else, in parts of the learning rate; 0: kept.")
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of the steps, with a rising rate.")
