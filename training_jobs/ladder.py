@@ -230,16 +230,14 @@ class Climb:
         return finetune_decoder.fit(self._start, examples, prompts, self._config.decoder, (steps,), tick)[steps]
 
     def _share(self, fitted: Sequence[State], tables: Sequence[Tensor], without: Told) -> tuple[float, Told]:
-        """How far to go towards the fitted weights: where the mean over labels gains most and none loses."""
+        """How far to go towards the fitted weights: where labels gain most at cuts that would be used."""
         origin = decoder_state(self._start)
-        before = {label: self._cut(label, _joined(told)).score for label, told in without.items()}
-        best, found, share = float(np.mean(list(before.values()))) + self._config.least_gain, without, 0.0
+        best, found, share = _gain(self._cuts(without)) + self._config.least_gain, without, 0.0
         for now in sorted(self._config.decoder.interpolations):
             told = self._ask(tables, [interpolate(origin, state, now) for state in fitted], self._all)
-            scores = {label: self._cut(label, _joined(one)).score for label, one in told.items()}
-            mean = float(np.mean(list(scores.values())))
-            if mean > best and all(scores[x] >= before[x] - self._config.most_label_loss for x in self._all):
-                best, found, share = mean, told, now
+            gain = _gain(self._cuts(told))
+            if gain > best:
+                best, found, share = gain, told, now
         return share, found
 
     # --- what images say -----------------------------------------------------------------------------------
@@ -267,17 +265,23 @@ class Climb:
         most = _absent(plain, cases) + self._config.most_absent_rise
         cost = self._config.absent_cost
         while True:
-            cuts = {label: self._cut(label, found, cost) for label, found in tallies.items()}
+            cuts = {
+                label: self._cut(label, found, cost, least_iou=(plain[label].iou or 0.0) - self._config.most_label_loss)
+                for label, found in tallies.items()
+            }
             if _absent(cuts, cases) <= most or cost >= _DEAREST:
                 return cuts
             cost = max(0.1, 1.5 * cost)
 
-    def _cut(self, label: int, tallies: Sequence[Tally], cost: float | None = None) -> Calibration:
+    def _cut(
+        self, label: int, tallies: Sequence[Tally], cost: float | None = None, *, least_iou: float = 0.0
+    ) -> Calibration:
         config = self._config
         cost = config.absent_cost if cost is None else cost
         if self._labels.names[label] in self._labels.fixed_cut:
             return measure(tallies, cost)
-        return calibrate(tallies, cost, least_gain=config.least_gain, least_images=config.least_images)
+        least = {"least_gain": config.least_gain, "least_images": config.least_images, "least_iou": least_iou}
+        return calibrate(tallies, cost, **least)
 
     # --- result --------------------------------------------------------------------------------------------
     def _result(
@@ -338,6 +342,11 @@ def _joined(told: Sequence[Sequence[Tally]], without: int | None = None) -> list
 def _absent(cuts: Mapping[int, Calibration], cases: Mapping[int, int]) -> float:
     """Share of all cases without a label in which it is marked."""
     return sum((cut.marked or 0.0) * cases[label] for label, cut in cuts.items()) / max(1, sum(cases.values()))
+
+
+def _gain(cuts: Mapping[int, Calibration]) -> float:
+    """Mean over labels of how well they are marked where they are."""
+    return float(np.mean([cut.iou for cut in cuts.values() if cut.iou is not None] or [0.0]))
 
 
 @torch.inference_mode()

@@ -129,7 +129,9 @@ def measure(
     )
 
 
-def calibrate(tallies: Sequence[Tally], absent_cost: float, *, least_gain: float, least_images: int) -> Calibration:
+def calibrate(
+    tallies: Sequence[Tally], absent_cost: float, *, least_gain: float, least_images: int, least_iou: float = 0.0
+) -> Calibration:
     """Choose the three numbers.
 
     Args:
@@ -137,6 +139,7 @@ def calibrate(tallies: Sequence[Tally], absent_cost: float, *, least_gain: float
         absent_cost: see `Calibration.score`.
         least_gain: another threshold or part score must be better by so much: small sets flatter every choice.
         least_images: with fewer images that show the label nothing is chosen.
+        least_iou: combinations that mark worse are used only where all do.
     """
     there, absent = _tables(tallies)
     if there is None or sum(tally.there for tally in tallies) < least_images:
@@ -144,7 +147,8 @@ def calibrate(tallies: Sequence[Tally], absent_cost: float, *, least_gain: float
     # By itself: how sure the answer is says nothing about where to cut.
     divisor = int(np.argmin(np.mean([tally.entropy for tally in tallies], axis=0)))
     table = there[divisor] - absent_cost * (0.0 if absent is None else absent[divisor])
-    cut, part = _plateau(table)
+    able = there[divisor] >= least_iou
+    cut, part = _plateau(np.where(able, table, table - 1e3) if able.any() else table)
     if table[cut, part] < table[_HALF, 0] + least_gain:
         cut, part = _HALF, 0
     return measure(tallies, absent_cost, temperature=divisor, cut=cut, part_score=part)
@@ -153,6 +157,7 @@ def calibrate(tallies: Sequence[Tally], absent_cost: float, *, least_gain: float
 def _plateau(table: Floats) -> tuple[int, int]:
     """Where a table is largest together with its neighbours: a peak of its own is luck."""
     smooth = cv2.blur(table, (3, 3), borderType=cv2.BORDER_REPLICATE)
+    smooth[table < table.max() - 1e2] = -np.inf
     cut, part = np.unravel_index(int(np.argmax(smooth)), table.shape)
     return int(cut), int(part)
 

@@ -48,14 +48,14 @@ class RecipeConfig(BaseModel):
         default=0.3, ge=0, description="In IoU, of marking a label in all images that do not show it."
     )
     most_absent_rise: float = Field(
-        default=0.03,
+        default=0.05,
         ge=0,
         le=1,
         description="Of the share of images in which a label is marked that is not there; cuts rise until it holds.",
     )
-    decoder_from: int = Field(default=24, ge=4, description="Training images from which the decoder learns too.")
+    decoder_from: int = Field(default=12, ge=4, description="Training images from which the decoder learns too.")
     most_label_loss: float = Field(
-        default=0.02, ge=0, description="In score, of any label, for the decoder's new weights to be used."
+        default=0.03, ge=0, description="In IoU, that a label may pay for fewer false marks."
     )
     conditions: ConditionsConfig = ConditionsConfig()
     decoder: FinetuneConfig = FinetuneConfig()
