@@ -351,7 +351,7 @@ def test_a_running_training_is_cancelled_within_seconds_and_the_serving_version_
     burst(settings, label_studio.url)
     serving = VersionStore(settings.data_dir).current(7)
     assert serving is not None
-    long = {"VLM_TRAIN_RECIPE": json.dumps({**RECIPE, "steps": 1_000_000})}
+    long = {"VLM_TRAIN_RECIPE": json.dumps({**RECIPE, "conditions": {"steps": 1_000_000}})}
     worker = start_worker(settings, label_studio.url, **long)
     try:
         job_id = queue.request_training(7, reason=START_TRAINING).job_id
