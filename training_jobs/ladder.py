@@ -232,11 +232,14 @@ class Climb:
     def _share(self, fitted: Sequence[State], tables: Sequence[Tensor], without: Told) -> tuple[float, Told]:
         """How far to go towards the fitted weights: where labels gain most at cuts that would be used."""
         origin = decoder_state(self._start)
-        best, found, share = _gain(self._cuts(without)) + self._config.least_gain, without, 0.0
+        before = self._cuts(without)
+        best, found, share = _gain(before) + self._config.least_gain, without, 0.0
         for now in sorted(self._config.decoder.interpolations):
             told = self._ask(tables, [interpolate(origin, state, now) for state in fitted], self._all)
-            gain = _gain(self._cuts(told))
-            if gain > best:
+            cuts = self._cuts(told)
+            gain = _gain(cuts)
+            paid = max((before[label].iou or 0.0) - (cuts[label].iou or 0.0) for label in self._all)
+            if gain > best and paid <= self._config.most_label_loss:
                 best, found, share = gain, told, now
         return share, found
 
@@ -278,7 +281,8 @@ class Climb:
     ) -> Calibration:
         config = self._config
         cost = config.absent_cost if cost is None else cost
-        if self._labels.names[label] in self._labels.fixed_cut:
+        # What is marked well is left as it is: a cut that suits a handful of images costs others more than it gains.
+        if label not in self._teachable or self._labels.names[label] in self._labels.fixed_cut:
             return measure(tallies, cost)
         least = {"least_gain": config.least_gain, "least_images": config.least_images, "least_iou": least_iou}
         return calibrate(tallies, cost, **least)

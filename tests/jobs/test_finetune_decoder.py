@@ -10,8 +10,16 @@ import torch
 from pydantic import ValidationError
 
 from tests.jobs.handmade import QUICK, examples, make_decoder, prompts
-from training_jobs.recipes.finetune_decoder import FinetuneConfig, corrections_loss, fit, interpolate, quality
+from training_jobs.recipes.finetune_decoder import (
+    FinetuneConfig,
+    _Hold,
+    corrections_loss,
+    fit,
+    interpolate,
+    quality,
+)
 from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.types import ImageFeatures
 
 
 @pytest.fixture
@@ -39,28 +47,48 @@ def test_with_no_body_rate_film_alone_learns(start: CLIPSegDecoder) -> None:
     assert changed == {"film_mul.weight", "film_mul.bias", "film_add.weight", "film_add.bias"}
 
 
-def test_what_was_marked_well_is_held_and_the_rest_learns(start: CLIPSegDecoder) -> None:
-    taught = QUICK.model_copy(update={"body_rate": 0.0})
-    # A start that knows label 0 and has never heard of label 1.
+def test_answers_are_held_as_far_as_they_were_good(start: CLIPSegDecoder) -> None:
+    # Label 0 was marked well, label 1 (two phrases) badly.
+    hold = _Hold(start, prompts(), [0.9, 0.3], torch.device("cpu"))
+    view = examples(range(1))[0].views[0]
+    features = ImageFeatures(tuple(tap.float() for tap in view.taps), view.grid_hw)
+    rows = torch.tensor([[0, 1, 2]])
+    with torch.no_grad():
+        logits = start(features.taps, prompts().conditions[rows], features.grid_hw)
+    assert float(hold(features, rows, logits)) == 0.0
+    moved = logits.clone()
+    moved[0, 1:] += 5.0
+    assert float(hold(features, rows, moved)) == 0.0  # free to learn
+    moved[0, 0] = 50.0  # certain everywhere
+    expected = float((1 - logits[0, 0].sigmoid()).square().mean()) / 3
+    assert float(hold(features, rows, moved)) == pytest.approx(expected, rel=1e-4)
+    half = _Hold(start, prompts(), [0.65, 0.3], torch.device("cpu"))  # half way between bad and good
+    assert float(half(features, rows, moved)) == pytest.approx(expected / 2, rel=1e-4)
+
+
+def test_what_is_known_moves_less_with_the_hold(start: CLIPSegDecoder) -> None:
     only_first = [
         replace(item, labels=(0,), targets=tuple(t[:1] for t in item.targets)) for item in examples(range(16))
     ]
-    state = fit(start, only_first, prompts(), QUICK, (60,), lambda share, loss: None)[60]
-    start.load_state_dict(state)
+    start.load_state_dict(fit(start, only_first, prompts(), QUICK, (30,), lambda share, loss: None)[30])
     known = quality(start, examples(range(16)), prompts())
     assert known[0] > 0.6 > known[1]
 
-    def film_moved(hold: float) -> list[float]:
-        config = taught.model_copy(update={"hold": hold})
+    def moved(hold: float) -> float:
+        """How much the probabilities of the known phrase change on other images of the same kind."""
+        config = QUICK.model_copy(update={"hold": hold, "learning_rate": 5e-3})
         decoder = make_decoder()
-        decoder.load_state_dict(fit(start, examples(range(16)), prompts(), config, (60,), lambda share, loss: None)[60])
-        rows = prompts().conditions
-        moved = decoder.film_mul(rows) - start.film_mul(rows)
-        return moved.norm(dim=-1).tolist()
+        decoder.load_state_dict(fit(start, examples(range(16)), prompts(), config, (30,), lambda share, loss: None)[30])
+        changes = []
+        for item in examples(range(100, 110)):
+            view = item.views[0]
+            taps = [tap.float() for tap in view.taps]
+            with torch.no_grad():
+                one, other = (each(taps, prompts().conditions[None, :1], view.grid_hw)[0] for each in (start, decoder))
+            changes.append(float((one.sigmoid() - other.sigmoid()).square().mean()))
+        return float(np.mean(changes))
 
-    free, held = film_moved(0.0), film_moved(1000.0)
-    assert held[0] < 0.2 * free[0]
-    assert held[1] > held[0]
+    assert moved(1000.0) < 0.5 * moved(0.0)
 
 
 def test_quality_counts_what_is_marked_where_nothing_is(start: CLIPSegDecoder) -> None:

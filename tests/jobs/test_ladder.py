@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backend.decoding import decode_label
-from tests.jobs.handmade import QUICK, examples, make_decoder, prompts
+from tests.jobs.handmade import QUICK, examples, make_decoder
 from training_jobs.ladder import AS_CONFIGURED, MEAN, Climb, Labels, Learned
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, fit
@@ -21,8 +21,16 @@ from vlm_core.learned_conditions import PREFIX, split_state
 
 LABELS = Labels(("first", "second"), (("one",), ("two", "zwei")))
 CONFIG = RecipeConfig(
-    decoder=QUICK, conditions=ConditionsConfig(steps=60, learning_rate=0.2, pull=0.0), folds=2, decoder_from=400
+    decoder=QUICK,
+    conditions=ConditionsConfig(steps=150, learning_rate=0.2, pull=0.0),
+    folds=2,
+    decoder_from=400,
 )
+
+
+UNIT = torch.eye(5)
+NEW = PromptTable(torch.stack([-2 * UNIT[3], -2 * UNIT[4], 2 * UNIT[0] - 2 * UNIT[4]]), ((0,), (1, 2)))
+"""Phrases that are far from what the decoder of `taught` knows."""
 
 
 def quiet(phase: str, share: float, loss: float) -> None: ...
@@ -37,12 +45,12 @@ def climb(
     tick: Any = quiet,
     **changed: Any,
 ) -> Climb:
-    return Climb(start, some, table or prompts(), labels, CONFIG.model_copy(update=changed), tick)
+    return Climb(start, some, table or NEW, labels, CONFIG.model_copy(update=changed), tick)
 
 
 @pytest.fixture(scope="module")
 def taught() -> CLIPSegDecoder:
-    """A decoder that knows both labels under the conditions 3 and 4, and nothing of those of `prompts`."""
+    """A decoder that knows both labels under the conditions 3 and 4, and no other phrase."""
     decoder = make_decoder()
     known = PromptTable(torch.eye(5)[[3, 4]] * 2, ((0,), (1,)))
     decoder.load_state_dict(fit(decoder, examples(range(40)), known, QUICK, (200,), lambda share, loss: None)[200])
@@ -54,7 +62,7 @@ def ious(start: CLIPSegDecoder, learned: Learned, some: list[Example]) -> list[f
     weights, conditions = split_state(learned.state)
     decoder = copy.deepcopy(start)
     decoder.load_state_dict(weights)
-    table = prompts().conditions
+    table = NEW.conditions.clone()
     for row, phrase in enumerate(("one", "two", "zwei")):
         table[row] = conditions.get(phrase, table[row])
     found: list[list[float]] = [[], []]
@@ -62,7 +70,7 @@ def ious(start: CLIPSegDecoder, learned: Learned, some: list[Example]) -> list[f
         view = item.views[0]
         with torch.no_grad():
             logits = decoder([tap.float() for tap in view.taps], table[None], view.grid_hw)[0]
-        for label, group in enumerate(prompts().groups):
+        for label, group in enumerate(NEW.groups):
             name = LABELS.names[label]
             decoded = decode_label(
                 logits[list(group)].numpy(),
@@ -98,7 +106,7 @@ def test_new_words_for_what_the_decoder_can_do_are_learned_without_touching_a_we
 
 
 def test_a_label_that_is_marked_well_keeps_its_phrases_to_the_bit(taught: CLIPSegDecoder) -> None:
-    table = PromptTable(torch.eye(5)[[3, 0, 1]] * 2, ((0,), (1, 2)))  # the first label's phrase is one it knows
+    table = PromptTable(torch.cat([2 * UNIT[3:4], NEW.conditions[1:]]), NEW.groups)  # it knows the first one's phrase
     learned = climb(taught, examples(range(50, 74)), table=table).learn()
     assert "one" not in split_state(learned.state)[1]
     assert learned.chosen["labels"]["first"]["conditions"] == AS_CONFIGURED
@@ -231,9 +239,9 @@ def test_nothing_to_train_on_is_an_error(taught: CLIPSegDecoder) -> None:
 
 def test_tuning_moves_only_the_rows_of_its_labels(taught: CLIPSegDecoder) -> None:
     config = ConditionsConfig(steps=5)
-    table = tune(taught, examples(range(8)), prompts(), [1], config, QUICK, lambda share, loss: None)
-    assert torch.equal(table[0], prompts().conditions[0])
-    assert not torch.equal(table[1], prompts().conditions[1])
+    table = tune(taught, examples(range(8)), NEW, [1], config, QUICK, lambda share, loss: None)
+    assert torch.equal(table[0], NEW.conditions[0])
+    assert not torch.equal(table[1], NEW.conditions[1])
     only = [replace(item, labels=(0,), targets=tuple(t[:1] for t in item.targets)) for item in examples(range(4))]
     with pytest.raises(ValueError, match="no example speaks about"):
-        tune(taught, only, prompts(), [1], config, QUICK, lambda share, loss: None)
+        tune(taught, only, NEW, [1], config, QUICK, lambda share, loss: None)

@@ -5,10 +5,9 @@ The encoders stay frozen and their features are computed once; only the decoder 
 whether it learns at all, from which conditions, and how far to go towards what was learned (WiSE-FT, arXiv:2109.01903:
 part of the way is often better than all of it).
 
-What keeps few corrections from doing harm: labels that were marked well go on being asked, the pull towards the
-start (L2-SP, arXiv:1802.01483), an average over the weights of the last steps, labels that are not there as negatives,
-several views of each image, on request the hold on FiLM's answers (`_Hold`), and the gate (`training_jobs.promote`),
-which this module knows nothing of.
+What keeps few corrections from doing harm: the answers to labels that were marked well are held (`_Hold`), the pull
+towards the start (L2-SP, arXiv:1802.01483), an average over the weights of the last steps, labels that are not there as
+negatives, several views of each image, and the gate (`training_jobs.promote`), which this module knows nothing of.
 
 AdamW moves each weight by about the learning rate per step whatever the loss's scale, and decoders of this family share
 their width (64) and so the scale of their weights; so one rate serves the small and the published one.
@@ -32,6 +31,9 @@ from vlm_core.losses import dice_loss
 from vlm_core.types import ImageFeatures
 
 NAME = "finetune_decoder"
+
+_BAD, _GOOD = 0.5, 0.8
+"""IoU up to which a label is free to change, and from which its answers are held with full weight."""
 
 State = dict[str, Tensor]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -58,7 +60,7 @@ class FinetuneConfig(BaseModel):
     average: float = Field(default=0.97, ge=0, lt=1, description="Memory of the running average of weights.")
     pull: float = Field(default=1.0, ge=0, description="Weight of the squared relative distance from the start.")
     hold: float = Field(
-        default=0.0, ge=0, description="Weight of how far FiLM's answer to a label moves that was marked well before."
+        default=30.0, ge=0, description="Weight of how far the answers move for labels that were marked well before."
     )
     dice_weight: float = Field(default=1.0, ge=0, description="Beside cross entropy, for labels that are there.")
     absent_weight: float = Field(default=0.5, ge=0, description="Of labels that are not there.")
@@ -147,7 +149,7 @@ def fit(
             pairs = zip(decoder.parameters(), origin, strict=True)
             loss = loss + config.pull / size * torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
         if hold is not None:
-            loss = loss + config.hold * hold(decoder)
+            loss = loss + config.hold * hold(features, rows, logits)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
@@ -196,32 +198,38 @@ def quality(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: Promp
 
 
 class _Hold:
-    """How far FiLM's scale and shift have moved for phrases of labels that were marked well before.
+    """How far the answers have moved for phrases of labels that were marked well before.
 
-    One loss for all labels lets a new label pay with the known ones: the same few weights serve all phrases. FiLM is
-    linear in the phrase's condition, so what a known phrase gets can be held while another's moves.
+    One loss for all labels lets a new label pay with the known ones: the same weights serve all phrases. So the answers
+    to known phrases are held where they were, on the images that there are (learning without forgetting, Li & Hoiem,
+    arXiv:1606.09282).
     """
 
     def __init__(
         self, start: CLIPSegDecoder, prompts: PromptTable, quality: Sequence[float], device: torch.device
     ) -> None:
-        self._conditions = prompts.conditions.to(device, torch.float32)
-        weights = torch.zeros(len(self._conditions), device=device)
+        self._start = copy.deepcopy(start).float().to(device).requires_grad_(False)
+        self._table = prompts.conditions.to(device, torch.float32)
+        weights = torch.zeros(len(self._table), device=device)
         for value, group in zip(quality, prompts.groups, strict=True):
             for row in group:
-                weights[row] = max(float(weights[row]), value)
+                weights[row] = max(float(weights[row]), min(1.0, max(0.0, (value - _BAD) / (_GOOD - _BAD))))
         self._weights = weights
+
+    def __call__(self, features: ImageFeatures, rows: Tensor, logits: Tensor) -> Tensor:
+        """Mean over images and labels of the weighted mean squared change of the probabilities, a scalar.
+
+        Args:
+            features: of the batch.
+            rows: (B, K) of the prompt table.
+            logits: (B, K, h, w), what the decoder says now.
+        """
+        weights = self._weights[rows]
+        if not bool(weights.any()):
+            return logits.new_zeros(())
         with torch.no_grad():
-            self._before = self._film(copy.deepcopy(start).float())
-        self._size = self._before.square().sum(-1).mean()
-
-    def _film(self, decoder: CLIPSegDecoder) -> Tensor:
-        return torch.cat(decoder.film(self._conditions), dim=-1)
-
-    def __call__(self, decoder: CLIPSegDecoder) -> Tensor:
-        """Mean over phrases of the weighted squared relative distance, a scalar."""
-        moved = (self._film(decoder) - self._before).square().sum(-1) / self._size
-        return (self._weights * moved).mean()
+            before = self._start(features.taps, self._table[rows], features.grid_hw).sigmoid()
+        return (weights * (logits.sigmoid() - before).square().mean((-2, -1))).mean()
 
 
 def _predicted(
