@@ -39,7 +39,7 @@ class RecipeConfig(BaseModel):
         default=0.01, ge=0, description="In IoU, by which a choice must beat leaving things as they are."
     )
     good_enough: float = Field(
-        default=0.7, ge=0, le=1, description="IoU from which on a label's phrases are left as they are."
+        default=0.3, ge=0, le=1, description="IoU from which on a label's phrases are left as they are."
     )
     shares: tuple[Share, ...] = Field(
         default=(0.5, 1.0), min_length=1, description="How far to go from a phrase's own condition to the learned one."
