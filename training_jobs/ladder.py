@@ -160,12 +160,23 @@ class Climb:
 
     # --- conditions ----------------------------------------------------------------------------------------
     def _badly_marked(self) -> list[int]:
-        """Labels that enough images show and that are not marked well as they are."""
+        """Labels that enough images show and that are not marked well as they are, where they are.
+
+        Few images are of few kinds. What is learned from them replaces nothing where a label is not known at all; of one
+        that is half known it may forget the other kinds, which no split of these images can show.
+        """
+        found: dict[int, list[float]] = {}
+        for example in self._examples:
+            for label, logits, target in _answers(self._start, example, self._prompts, set(self._all)):
+                predicted, true = logits >= 0, target >= 128
+                if true.any():
+                    found.setdefault(label, []).append(float((predicted & true).sum() / (predicted | true).sum()))
         config = self._config
-        quality = finetune_decoder.quality(self._start, self._examples, self._prompts)
-        shown = {label: sum(str(label) in example.present for example in self._examples) for label in self._all}
         return [
-            label for label in self._all if shown[label] >= config.least_images and quality[label] < config.good_enough
+            label
+            for label, values in sorted(found.items())
+            if np.mean(values) < config.good_enough
+            and len(values) >= (config.least_images if np.mean(values) < config.known_from else config.least_images_known)
         ]
 
     def _tuned(self, examples: Sequence[Example], phase: str) -> Tensor:
@@ -284,7 +295,7 @@ class Climb:
         # What is marked well is left as it is: a cut that suits a handful of images costs others more than it gains.
         if label not in self._teachable or self._labels.names[label] in self._labels.fixed_cut:
             return measure(tallies, cost)
-        least = {"least_gain": config.least_gain, "least_images": config.least_images, "least_iou": least_iou}
+        least = {"least_gain": config.least_gain, "least_images": config.cut_from, "least_iou": least_iou}
         return calibrate(tallies, cost, **least)
 
     # --- result --------------------------------------------------------------------------------------------

@@ -34,12 +34,26 @@ class RecipeConfig(BaseModel):
 
     choose_from: int = Field(default=8, ge=4, description="Training images from which anything is chosen.")
     folds: int = Field(default=3, ge=2, le=10, description="Of the cross-validation that chooses.")
-    least_images: int = Field(default=3, ge=1, description="That must show a label before anything of it is learned.")
+    least_images: int = Field(
+        default=3, ge=1, description="That must show a label that is not known before anything of it is learned."
+    )
+    known_from: float = Field(
+        default=0.2, ge=0, le=1, description="Mean IoU, where a label is, from which on it counts as known."
+    )
+    least_images_known: int = Field(
+        default=24, ge=1, description="That must show a label that is known, but not well, before it is learned anew."
+    )
+    cut_from: int = Field(
+        default=8, ge=1, description="Images that must show a label before its threshold and part score are chosen."
+    )
     least_gain: float = Field(
         default=0.01, ge=0, description="In IoU, by which a choice must beat leaving things as they are."
     )
     good_enough: float = Field(
-        default=0.3, ge=0, le=1, description="IoU from which on a label's phrases are left as they are."
+        default=0.7,
+        ge=0,
+        le=1,
+        description="Mean IoU, where a label is, from which on its phrases and its cut are left as they are.",
     )
     shares: tuple[Share, ...] = Field(
         default=(0.5, 1.0), min_length=1, description="How far to go from a phrase's own condition to the learned one."
@@ -53,7 +67,7 @@ class RecipeConfig(BaseModel):
         le=1,
         description="Of the share of images in which a label is marked that is not there; cuts rise until it holds.",
     )
-    decoder_from: int = Field(default=12, ge=4, description="Training images from which the decoder learns too.")
+    decoder_from: int = Field(default=60, ge=4, description="Training images from which the decoder learns too.")
     most_label_loss: float = Field(
         default=0.03, ge=0, description="In IoU, that a label may pay for fewer false marks."
     )
