@@ -44,7 +44,7 @@ class RecipeConfig(BaseModel):
         default=24, ge=1, description="That must show a label that is known, but not well, before it is learned anew."
     )
     cut_from: int = Field(
-        default=8, ge=1, description="Images that must show a label before its threshold and part score are chosen."
+        default=30, ge=1, description="Images that must show a label before its threshold and part score are chosen."
     )
     least_gain: float = Field(
         default=0.01, ge=0, description="In IoU, by which a choice must beat leaving things as they are."
