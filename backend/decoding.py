@@ -110,6 +110,7 @@ def decode_label(
     *,
     threshold: float,
     min_area_px: int = 1,
+    min_part_score: float = 0.0,
     temperature: float = 1.0,
     unwanted: Logits | None = None,
     peaks: bool = False,
@@ -125,6 +126,7 @@ def decode_label(
         size_hw: of the displayed image, px.
         threshold: probability from which a pixel belongs to the label, 0..1.
         min_area_px: smaller connected parts are dropped.
+        min_part_score: parts with a lower score are dropped too, 0..1.
         temperature: logits are divided by it before the sigmoid, > 0.
         unwanted: (B, h, w) float32, the phrases that must not be included; None: there are none.
         peaks: whether to say where the parts are most certain.
@@ -171,7 +173,8 @@ def decode_label(
         )
     )
     score = _unit(float(np.average(means, weights=areas[kept])))
-    return LabelMask(mask.select(numbers >= 0), parts, score, peak, numbers[numbers >= 0], reached)
+    found = LabelMask(mask.select(numbers >= 0), parts, score, peak, numbers[numbers >= 0], reached)
+    return found.only([index for index, part in enumerate(parts) if part.score >= min_part_score])
 
 
 def _logit(probability: float) -> float:

@@ -48,6 +48,20 @@ class TagHead(_Part):
     settings: dict[str, Any] = Field(default_factory=dict)
 
 
+class Cuts(_Part):
+    """What of the answers is marked, per label; see `backend.decoding.decode_label`."""
+
+    thresholds: dict[str, Probability] = Field(
+        default_factory=dict, description="Per label, where the labelling config names none."
+    )
+    temperatures: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
+        default_factory=dict, description="Per label: logits are divided by it before the sigmoid."
+    )
+    part_scores: dict[str, Probability] = Field(
+        default_factory=dict, description="Per label: connected parts with a lower mean probability are dropped."
+    )
+
+
 class DataRecord(_Part):
     """What the version learned from and what it was judged on, by id and by hash."""
 
@@ -67,18 +81,12 @@ class RecipeRecord(_Part):
     versions: dict[str, str] = Field(default_factory=dict, description="Of torch and this package.")
 
 
-class ManifestDraft(_Part):
+class ManifestDraft(Cuts):
     """A manifest without the fields that only the store can fill in."""
 
     base: BaseCheckpoint
     parents: tuple[int, ...] = Field(
         default=(), description="Numbers of the versions it started from; () for the base."
-    )
-    thresholds: dict[str, Probability] = Field(
-        default_factory=dict, description="Per label, where the labelling config names none."
-    )
-    temperatures: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
-        default_factory=dict, description="Per label: logits are divided by it before the sigmoid."
     )
     tag_head: TagHead | None = None
     prompts: dict[str, Any] = Field(default_factory=dict, description="The resolved plan at training time.")

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from backend import choices, decoding
 from backend.label_studio.config import PredictionPlan
+from backend.manifest import Cuts
 from backend.turns import BusyTimeoutError, Reply, Request, Turns
 from backend.versions import (
     DEFAULT_THRESHOLD,
@@ -114,7 +115,7 @@ class ServingModel(Protocol):
         """Tags, best first; with `multiple`, each with a probability of its own."""
 
     def with_decoder(self, state: Mapping[str, torch.Tensor]) -> ServingModel:
-        """The same encoders with other decoder weights."""
+        """The same encoders with other decoder weights, and conditions that were learned for phrases."""
 
 
 class ModelUnavailableError(VLMError):
@@ -155,9 +156,10 @@ class ServedVersion:
     number: int
     manifest: Manifest | None
 
-    def temperature(self, label: str) -> float:
-        """By which the label's logits are divided, > 0."""
-        return 1.0 if self.manifest is None else self.manifest.temperatures.get(label, 1.0)
+    @property
+    def cuts(self) -> Cuts:
+        """What of the answers is marked."""
+        return Cuts() if self.manifest is None else self.manifest
 
 
 @dataclass(frozen=True)
@@ -188,13 +190,16 @@ def served_version(
         stored: the project's version; None for the base model.
     """
     manifest = None if stored is None else stored.manifest
+    cuts = Cuts() if manifest is None else manifest
     weights = base_fingerprint if stored is None else f"{base_fingerprint}+{stored.weights_fingerprint}"
     rules = {"masks": decoding.RULES, "choices": choices.RULES, "default_threshold": DEFAULT_THRESHOLD}
     hash8 = version_hash(
         weights=weights,
         prompts=prompts,
-        thresholds=None if manifest is None else manifest.thresholds,
-        decoding={**rules, "temperatures": {} if manifest is None else manifest.temperatures},
+        thresholds=cuts.thresholds,
+        # Left out where there are none, so that names of older versions stay.
+        decoding={**rules, "temperatures": cuts.temperatures}
+        | ({"part_scores": cuts.part_scores} if cuts.part_scores else {}),
     )
     number = 0 if stored is None else stored.number
     return ServedVersion(version_name(base_name, project_id, number, hash8), number, manifest)

@@ -267,8 +267,8 @@ class Settings(BaseSettings):
     train_recipe: str | None = Field(
         None,
         validation_alias=AliasChoices("VLM_TRAIN_RECIPE"),
-        description="Changed settings of the training recipe: the path of a YAML file, or YAML like "
-        "{steps: 600, threads: 4}; `vlm train recipe` prints all of them.",
+        description="Changed settings of the training recipe: a YAML file's path, or YAML like {decoder_from: 100}; "
+        "`vlm train recipe` prints all of them.",
     )
 
     @field_validator("device")

@@ -413,15 +413,15 @@ def version_hash(
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def effective_threshold(label: str, configured: float | None, manifest: ManifestDraft | None) -> float:
+def effective_threshold(label: str, configured: float | None, learned: Mapping[str, float]) -> float:
     """The probability from which a pixel belongs to `label`: the config's, else the version's, else the default.
 
     Serving and the training job's comparison of old and new both decode with this one.
     """
     if configured is not None:
         return configured
-    if manifest is not None and label in manifest.thresholds:
-        return manifest.thresholds[label]
+    if label in learned:
+        return learned[label]
     return DEFAULT_THRESHOLD
 
 

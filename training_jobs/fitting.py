@@ -12,21 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.label_studio.config import PredictionPlan
-from backend.versions import ManifestDraft, StoredVersion
-from training_jobs import split
+from backend.manifest import Cuts
+from backend.versions import StoredVersion
 from training_jobs.corrections import CorrectedImage, Corrections, TrainLabel
 from training_jobs.features import FeatureCache
+from training_jobs.ladder import Labels, Learned
 from training_jobs.promote import Score
-from training_jobs.recipes import finetune_decoder
-from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable, State
+from training_jobs.recipes.config import RecipeConfig
+from training_jobs.recipes.finetune_decoder import Example, PromptTable
 from training_jobs.scoring import See, score_image
 from training_jobs.views import coverage, make_view, speak_of_places
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.model import Model
 from vlm_core.types import ImageFeatures
-
-FOLDS = 4
-"""Parts of the cross-validation that decides where too few images are held out."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Project:
     model: Model
     current: StoredVersion | None
     features: FeatureCache
-    config: FinetuneConfig
+    config: RecipeConfig
 
     @property
     def decoder(self) -> CLIPSegDecoder:
@@ -58,10 +56,10 @@ class Project:
         return self.model.decoder
 
     @property
-    def serving(self) -> tuple[Model, ManifestDraft | None]:
-        """The model that serves now; its weights are read anew each time."""
+    def serving(self) -> tuple[Model, Cuts]:
+        """The model that serves now, and where it cuts; its weights are read anew each time."""
         if self.current is None:
-            return self.model, None
+            return self.model, Cuts()
         return self.model.with_decoder(self.current.load_weights()), self.current.manifest
 
 
@@ -75,12 +73,12 @@ def encode_examples(
         images: at least one.
         progress: called before each view with the share that is done, 0 to 1; may raise to give up.
     """
-    labels: dict[str, TrainLabel] = {label.name: label for image in images for label in image.labels}
+    labels = _labels(images)
     index = {name: position for position, name in enumerate(labels)}
     phrases = list(dict.fromkeys(phrase for label in labels.values() for phrase in label.prompts))
     conditions = project.model.encode_text(phrases).clone().float().cpu()
     groups = tuple(tuple(phrases.index(phrase) for phrase in label.prompts) for label in labels.values())
-    views = project.config.views(len(images))
+    views = project.config.decoder.views(len(images))
     geometry = not speak_of_places(phrases)
     upsampling = project.decoder.config.upsampling
     examples = []
@@ -99,47 +97,41 @@ def encode_examples(
     return examples, PromptTable(conditions, groups)
 
 
-def cross_validate(
+def labels_of(project: Project, images: Sequence[CorrectedImage]) -> Labels:
+    """The labels of images, in the order of `encode_examples`' table."""
+    labels = _labels(images)
+    return Labels(
+        names=tuple(labels),
+        phrases=tuple(label.prompts for label in labels.values()),
+        fixed_cut=frozenset(name for name, label in labels.items() if label.threshold is not None),
+    )
+
+
+def compare_by_folds(
     project: Project,
-    examples: Sequence[Example],
-    prompts: PromptTable,
-    fresh: Sequence[CorrectedImage],
-    tick: Callable[[int], finetune_decoder.Tick],
+    folds: Sequence[tuple[frozenset[str], Learned]],
+    images: Sequence[CorrectedImage],
     see: See | None = None,
 ) -> list[Score]:
-    """Score each fresh training image with a decoder that was trained without it; by image, so by group.
-
-    Args:
-        project: what is fixed.
-        examples: all training images, at least `FOLDS`.
-        prompts: of the project's labels.
-        fresh: those of the training images that are scored.
-        tick: gives the progress of a fold by its number.
-        see: for who looks at the masks too.
-    """
-    left = [(example.image, example.present) for example in examples]
-    # Nothing is chosen inside a fold: the final training does not choose either with so few images,
-    # or chooses from them, which a fold of three quarters imitates by the defaults.
-    config = project.config.model_copy(update={"choose_from": len(examples) + 1})
+    """Score images each with what was learned without them; see `Climb.by_folds`. `see`: for who looks at the masks."""
     scores: list[Score] = []
-    for fold in range(FOLDS):
-        size = round(len(left) / (FOLDS - fold))
-        out = split.choose_held_out(left, [], size)
-        left = [(image, labels) for image, labels in left if image not in out]
-        scored = [image for image in fresh if image.sha256 in out]
-        if not scored:
-            continue
-        fitted = [example for example in examples if example.image not in out]
-        state, _ = finetune_decoder.train(project.decoder, fitted, prompts, config, tick(fold))
-        scores += compare(project, scored, state, see)
+    for asked, learned in folds:
+        scores += compare(project, [image for image in images if image.sha256 in asked], learned, see)
     return scores
 
 
-def compare(project: Project, images: Sequence[CorrectedImage], state: State, see: See | None = None) -> list[Score]:
-    """Score the serving version and new decoder weights on images that neither has learned from."""
-    old, new = project.serving, project.model.with_decoder(state)
+def compare(
+    project: Project, images: Sequence[CorrectedImage], learned: Learned, see: See | None = None
+) -> list[Score]:
+    """Score the serving version and what was learned on images that neither has learned from."""
+    old = project.serving
+    new = project.model.with_decoder(learned.state), learned.cuts
     found = []
     for image in images:
         view = make_view(image.sha256, 0, geometry=False)
         found += score_image(image, project.features.get(image.sha256, view, image.open), old, new, see)
     return found
+
+
+def _labels(images: Sequence[CorrectedImage]) -> dict[str, TrainLabel]:
+    return {label.name: label for image in images for label in image.labels}

@@ -4,8 +4,8 @@ A new version is published only if all of this holds on images that neither vers
 once by both:
 
 1. **Better on the whole.** An image's gain is the mean, over the labels that are there, of new minus old IoU. The
-   mean gain over images is above zero, and so is the lower end of its one-sided 90 % interval, from a paired
-   bootstrap over images: a gain that rests on one lucky image does not count.
+   mean gain over images is at least 0.01, and the lower end of its one-sided 90 % interval, from a paired bootstrap
+   over images, is above zero: a gain that rests on one lucky image does not count, nor one that nobody would see.
 2. **No label pays for it.** No label with at least five images loses more than 0.05 mean IoU. At few corrections
    hard labels fall while the mean hides it (arXiv 2604.08956).
 3. **Nothing is invented.** Labels that are not there are not marked noticeably more often: the rise of their share
@@ -29,6 +29,9 @@ MIN_IMAGES = 8
 """Images from which a comparison decides anything."""
 
 MIN_IMAGES_PER_LABEL = 5
+MIN_GAIN = 0.01
+"""Mean IoU below which a new version is not worth it. Every training is another chance to be lucky."""
+
 MAX_LABEL_LOSS = 0.05
 MAX_ABSENT_RISE = 0.05
 CONFIDENCE = 0.90
@@ -135,6 +138,8 @@ def judge(scores: Sequence[Score], *, seed: int = 0) -> Verdict:
 def _objection(gain: float, low: float, labels: Sequence[LabelResult]) -> str | None:
     if gain <= 0:
         return f"mean IoU {gain:+.3f}: no gain"
+    if gain < MIN_GAIN:
+        return f"mean IoU {gain:+.3f}: less than {MIN_GAIN} is not worth a new version"
     if low <= 0:
         return f"mean IoU {gain:+.3f}, but as little as {low:+.3f} is likely: not sure to be a gain"
     for item in labels:

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from backend.decoding import decode_label, least_area_px
-from backend.versions import ManifestDraft, effective_threshold
+from backend.manifest import Cuts
+from backend.versions import effective_threshold
 from training_jobs.corrections import CorrectedImage, TrainLabel
 from training_jobs.promote import Score
 from vlm_core.evaluate import ABSENT_AREA, iou
@@ -26,8 +27,8 @@ _MOST_PIXELS = 1024 * 1024
 def score_image(
     image: CorrectedImage,
     features: ImageFeatures,
-    old: tuple[Model, ManifestDraft | None],
-    new: Model,
+    old: tuple[Model, Cuts],
+    new: tuple[Model, Cuts],
     see: See | None = None,
 ) -> list[Score]:
     """Score the labels that the image's annotation speaks about.
@@ -35,8 +36,7 @@ def score_image(
     Args:
         image: with its true masks.
         features: of the whole image, as cached.
-        old: the serving model and its manifest; None for the base model.
-        new: the new model, which brings no thresholds of its own.
+        old, new: models, and where they cut.
         see: for who looks at the masks too.
     """
     size_hw, shrink = _compared_size(image.size_hw)
@@ -46,9 +46,7 @@ def score_image(
         present = label.name in image.masks
         if present and not true.any():
             continue  # a region of a few pixels, gone at this size: neither there nor absent
-        before, after = (
-            _predict(model, manifest, features, label, size_hw, shrink) for model, manifest in (old, (new, None))
-        )
+        before, after = (_predict(model, cuts, features, label, size_hw, shrink) for model, cuts in (old, new))
         score = Score(image.sha256, label.name, present, _score(before, true, present), _score(after, true, present))
         scores.append(score)
         if see is not None:
@@ -58,7 +56,7 @@ def score_image(
 
 def _predict(
     model: Model,
-    manifest: ManifestDraft | None,
+    cuts: Cuts,
     features: ImageFeatures,
     label: TrainLabel,
     size_hw: tuple[int, int],
@@ -68,13 +66,13 @@ def _predict(
     logits = model.decode(features, model.encode_text(phrases)).logits.numpy()
     wanted = len(label.prompts)
     least = label.min_area if label.min_area is None else round(label.min_area * shrink)
-    temperature = 1.0 if manifest is None else manifest.temperatures.get(label.name, 1.0)
     found = decode_label(
         logits[:wanted],
         size_hw,
-        threshold=effective_threshold(label.name, label.threshold, manifest),
+        threshold=effective_threshold(label.name, label.threshold, cuts.thresholds),
         min_area_px=least_area_px(least, size_hw),
-        temperature=temperature,
+        temperature=cuts.temperatures.get(label.name, 1.0),
+        min_part_score=cuts.part_scores.get(label.name, 0.0),
         unwanted=logits[wanted:],
     )
     return np.zeros(size_hw, dtype=bool) if found.mask is None else found.mask.to_array()

@@ -29,12 +29,11 @@ from training_jobs.annotation_state import Mark, Reading, Stamps
 from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
-from training_jobs.fitting import FOLDS, Project, compare, cross_validate, encode_examples
+from training_jobs.fitting import Project, compare, compare_by_folds, encode_examples, labels_of
 from training_jobs.label_history import keep_label_history, label_history
+from training_jobs.ladder import Climb
 from training_jobs.promote import MIN_IMAGES, Score, judge
-from training_jobs.recipes import finetune_decoder
-from training_jobs.recipes.config import read_recipe
-from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.config import RecipeConfig, read_recipe
 from training_jobs.report_record import Extremes, LossCurve, report_files
 from training_jobs.version_record import Result, draft_manifest, label_changes
 
@@ -78,7 +77,7 @@ def train_version(
     token: int,
     forced: bool,
     report: Report,
-    config: FinetuneConfig | None = None,
+    config: RecipeConfig | None = None,
 ) -> Result:
     """Train a version of the project and publish it if it is better.
 
@@ -136,7 +135,7 @@ def _learn(
     token: int,
     forced: bool,
     report: Report,
-    config: FinetuneConfig,
+    config: RecipeConfig,
 ) -> Result:
     """Train on what was read, and publish what is better; arguments and errors as of `train_version`."""
     report = curve = LossCurve(report)
@@ -168,29 +167,34 @@ def _learn(
     too_few = None
     if usable < MIN_IMAGES:
         too_few = f"{usable} of {MIN_IMAGES} images with a label to compare versions on"
-    elif len(training) < (1 if enough else FOLDS):
-        too_few = f"{len(training)} of {1 if enough else FOLDS} images to learn from"
+    elif len(training) < (1 if enough else config.choose_from):
+        too_few = f"{len(training)} of {1 if enough else config.choose_from} images to learn from"
     if too_few is not None:
         return Result("too few", f"too few corrections: {too_few}", counts=counts)
 
     examples, prompts = encode_examples(
         project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
     )
-    scores: list[Score] = []
-    extremes = Extremes()
-    work = _Work(report, folds=0 if enough else FOLDS)
-    if not enough:
-        scores += cross_validate(project, examples, prompts, fresh, work.fold, extremes.see)
-    state, choice = finetune_decoder.train(project.decoder, examples, prompts, config, work.final)
+    climb = Climb(
+        project.decoder,
+        examples,
+        prompts,
+        labels_of(project, training),
+        config,
+        lambda phase, share, loss: report(phase, 0.25 + 0.7 * share, loss),
+    )
+    learned = climb.learn()
     report("comparing", 0.95, None)
-    scores += compare(project, held_out, state, extremes.see)
-    verdict = judge(scores, seed=config.seed)
+    extremes = Extremes()
+    scores: list[Score] = [] if enough else compare_by_folds(project, climb.by_folds(), fresh, extremes.see)
+    scores += compare(project, held_out, learned, extremes.see)
+    verdict = judge(scores, seed=config.decoder.seed)
 
-    draft = draft_manifest(project, training, held_out, verdict, choice, by_folds=not enough)
+    draft = draft_manifest(project, training, held_out, verdict, learned, by_folds=not enough)
     report("publishing", 0.98, None)
-    metrics = {"choice": choice.__dict__, "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
-    files = report_files(scores, corrections.images, extremes, curve, seed=config.seed)
-    version = store.write(project_id, state, draft, metrics, files)
+    metrics = {"choice": dict(learned.chosen), "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
+    files = report_files(scores, corrections.images, extremes, curve, seed=config.decoder.seed)
+    version = store.write(project_id, learned.state, draft, metrics, files)
     result = Result(
         "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
     )
@@ -289,21 +293,3 @@ def _fresh(training: Sequence[CorrectedImage], current: StoredVersion | None) ->
     """The training images that the serving version has not learned from: only on them is a comparison fair."""
     learned = set() if current is None else set(current.manifest.data.training_images)
     return [image for image in training if image.sha256 not in learned]
-
-
-class _Work:
-    """Turns the recipe's own progress into a share of the job: a quarter is done when it begins, 0.95 at its end."""
-
-    def __init__(self, report: Report, *, folds: int) -> None:
-        self._report = report
-        self._step = 0.7 / (folds + 2)  # the final training counts double: it chooses, then trains
-        self._folds = folds
-
-    def fold(self, number: int) -> finetune_decoder.Tick:
-        """Progress of one fold."""
-        return lambda _, share, loss: self._report("cross-validating", 0.25 + self._step * (number + share), loss)
-
-    def final(self, phase: str, share: float, loss: float) -> None:
-        """Progress of the training that gives the version."""
-        begin = 0.25 + self._step * (self._folds + (phase == "training"))
-        self._report(phase, begin + self._step * share, loss)

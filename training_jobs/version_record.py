@@ -11,10 +11,10 @@ import torch
 from backend.job_history import JobOutcome, LabelChange
 from backend.versions import BaseCheckpoint, DataRecord, ManifestDraft, RecipeRecord, StoredVersion
 from training_jobs.corrections import CorrectedImage
-from training_jobs.fitting import FOLDS, Project
+from training_jobs.fitting import Project
+from training_jobs.ladder import Learned
 from training_jobs.promote import Verdict
-from training_jobs.recipes import finetune_decoder
-from training_jobs.recipes.finetune_decoder import Choice
+from training_jobs.recipes.config import NAME
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ def draft_manifest(
     training: Sequence[CorrectedImage],
     held_out: Sequence[CorrectedImage],
     verdict: Verdict,
-    choice: Choice,
+    learned: Learned,
     *,
     by_folds: bool,
 ) -> ManifestDraft:
@@ -66,7 +66,7 @@ def draft_manifest(
         training: images that it learned from.
         held_out: images that it did not learn from.
         verdict: of the gate.
-        choice: of the recipe.
+        learned: what the version is.
         by_folds: cross-validation took part in the decision.
     """
     images, transform = [*training, *held_out], project.model.mask_transform
@@ -86,15 +86,16 @@ def draft_manifest(
             counts=project.corrections.all_counts(),
         ),
         recipe=RecipeRecord(
-            name=finetune_decoder.NAME,
+            name=NAME,
             settings=project.config.model_dump(mode="json"),
-            chosen={"interpolation": choice.interpolation, "steps": choice.steps},
+            chosen=dict(learned.chosen),
             versions={"label-studio-vlm-backend": _own_version(), "torch": str(torch.__version__)},
         ),
-        seed=project.config.seed,
+        **dict(learned.cuts),
+        seed=project.config.decoder.seed,
         metrics={
             "compared_with": 0 if project.current is None else project.current.number,
-            "decided_by": f"cross-validation, {FOLDS} folds by image" if by_folds else "held-out images",
+            "decided_by": f"cross-validation, {project.config.folds} folds by image" if by_folds else "held-out images",
             "gain": verdict.gain,
             "images": verdict.images,
         },

@@ -14,6 +14,7 @@ from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.condition_cache import ConditionCache
 from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
+from vlm_core.learned_conditions import split_state
 from vlm_core.preprocess import SEEN_REVISION, ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
 from vlm_core.prompts import PreparedPrompts, Prompt, as_prompts, prepare_prompts
@@ -35,6 +36,7 @@ class Model:
         tokenizer: texts -> ids.
         mask_transform, tag_transform: how each half sees an image.
         device, dtype: where and in what precision it computes.
+        learned_conditions: of phrases that a project's version has learned, (E,) each; see `with_decoder`.
     """
 
     def __init__(
@@ -69,6 +71,7 @@ class Model:
         self.tag_transform = tag_transform
         self.name = name
         self.fingerprint = fingerprint
+        self.learned_conditions: dict[str, Tensor] = {}
         self._text_cache = ConditionCache()
 
     @property
@@ -243,8 +246,16 @@ class Model:
 
     @torch.inference_mode()
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
-        """Conditions for `decode`: (P, E) on the model's device, projected and **not** normalised. Cached by phrase."""
-        return self._text_cache.conditions(check_phrases(prompts, "prompt"), self._conditions)
+        """Conditions for `decode`: (P, E) on the model's device, projected and **not** normalised. Cached by phrase.
+
+        Of phrases that a version has learned a condition for, that one.
+        """
+        phrases = check_phrases(prompts, "prompt")
+        found = self._text_cache.conditions(phrases, self._conditions)
+        learned = {row: self.learned_conditions[p] for row, p in enumerate(phrases) if p in self.learned_conditions}
+        if learned:
+            found[list(learned)] = torch.stack(list(learned.values()))
+        return found
 
     def _conditions(self, phrases: list[str]) -> Tensor:
         input_ids, attention_mask = self.tokenizer(phrases)
@@ -285,8 +296,10 @@ class Model:
         Of several templates, the mean of their embeddings, normalised again.
         """
         texts, templates = check_phrases(tags, "tag"), check_templates(template)
-        filled = [fill_template(form, text) for form in templates for text in texts]
-        embeds = normalised(self.encode_text(filled)).view(len(templates), len(texts), -1)
+        filled = check_phrases([fill_template(form, text) for form in templates for text in texts], "tag")
+        # Conditions that were learned for masks say nothing about tags.
+        found = self._text_cache.conditions(filled, self._conditions)
+        embeds = normalised(found).view(len(templates), len(texts), -1)
         return embeds[0] if len(templates) == 1 else normalised(embeds.float().mean(0)).to(embeds.dtype)
 
     def decode(self, features: ImageFeatures, conditions: Tensor, prompts: Sequence[str] | None = None) -> MaskLogits:
@@ -384,19 +397,31 @@ class Model:
     def with_decoder(self, state: Mapping[str, Tensor]) -> Model:
         """The same encoders with other decoder weights: how a project's own version is served.
 
+        Args:
+            state: the decoder's `state_dict`, and any number of learned conditions (E,), each under its phrase (see
+                `vlm_core.learned_conditions`): masks are asked for with it in place of what the text encoder says.
+
         Raises:
             CapabilityError: this checkpoint has no decoder.
             CheckpointMismatchError: the weights are of a decoder of another shape.
         """
         decoder, _ = self._mask_parts()
         other = CLIPSegDecoder(decoder.config)
+        weights, learned = split_state(state)
         try:
-            other.load_state_dict(dict(state))
+            other.load_state_dict(weights)
         except RuntimeError as error:
             raise CheckpointMismatchError(f"these decoder weights do not fit {self.name!r}: {error}") from error
+        width = decoder.config.condition_dim
+        if wrong := [phrase for phrase, value in learned.items() if value.shape != (width,)]:
+            raise CheckpointMismatchError(
+                f"the learned condition of {wrong[0]!r} has shape {tuple(learned[wrong[0]].shape)}, not ({width},): "
+                f"these weights do not fit {self.name!r}"
+            )
         model = Model.__new__(Model)
         model.__dict__.update(self.__dict__)
         model.decoder = other.to(self.device, self.dtype).eval().requires_grad_(False)
+        model.learned_conditions = {p: value.to(self.device, self.dtype) for p, value in learned.items()}
         return model
 
     def _mask_parts(self) -> tuple[CLIPSegDecoder, ImageTransform]:

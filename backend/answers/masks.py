@@ -29,7 +29,7 @@ class MaskQuestion:
     Attributes:
         wanted: phrases for it, one or more.
         unwanted: phrases for what must not be included.
-        threshold, temperature, min_area_px: as for `backend.decoding.decode_label`.
+        threshold, temperature, min_area_px, min_part_score: as for `backend.decoding.decode_label`.
         tile: as for `vlm_core.Model.segment`.
         within: the part of the image that is looked at; None: all of it.
     """
@@ -39,6 +39,7 @@ class MaskQuestion:
     threshold: float
     temperature: float
     min_area_px: int
+    min_part_score: float
     tile: Tile
     within: RunMask | None = None
 
@@ -49,9 +50,10 @@ class MaskQuestion:
         return cls(
             wanted=label.prompts,
             unwanted=label.not_prompts,
-            threshold=effective_threshold(label.label, control.threshold, version.manifest),
-            temperature=version.temperature(label.label),
+            threshold=effective_threshold(label.label, control.threshold, version.cuts.thresholds),
+            temperature=version.cuts.temperatures.get(label.label, 1.0),
             min_area_px=decoding.least_area_px(control.min_area, view.size_hw),
+            min_part_score=version.cuts.part_scores.get(label.label, 0.0),
             tile=control.tile,
         )
 
@@ -87,6 +89,7 @@ def find_masks(
                         view.size_hw,
                         threshold=question.threshold,
                         min_area_px=question.min_area_px,
+                        min_part_score=question.min_part_score,
                         temperature=question.temperature,
                         unwanted=np.stack([grids[p] for p in question.unwanted]) if question.unwanted else None,
                         peaks=question in peaks,

@@ -298,10 +298,10 @@ def test_the_hash_does_not_depend_on_the_order_of_keys(thresholds: dict[str, flo
 
 
 def test_the_config_wins_over_the_version_and_the_version_over_the_default() -> None:
-    assert effective_threshold("star", 0.2, draft()) == 0.2
-    assert effective_threshold("star", None, draft()) == 0.4
-    assert effective_threshold("circle", None, draft()) == DEFAULT_THRESHOLD
-    assert effective_threshold("star", None, None) == DEFAULT_THRESHOLD
+    assert effective_threshold("star", 0.2, draft().thresholds) == 0.2
+    assert effective_threshold("star", None, draft().thresholds) == 0.4
+    assert effective_threshold("circle", None, draft().thresholds) == DEFAULT_THRESHOLD
+    assert effective_threshold("star", None, {}) == DEFAULT_THRESHOLD
 
 
 def test_a_file_is_hashed_again_when_it_changes(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.core.factories import PHRASES, make_clipseg_directory
 from vlm_core import CheckpointError, InputError
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
 from vlm_core.image_encoder import ImageEncoder, resample_positions
+from vlm_core.learned_conditions import join_state
 from vlm_core.model import Model
 from vlm_core.text_encoder import TextEncoder, masked_mean
 
@@ -94,6 +95,22 @@ def test_another_decoder_changes_masks_and_leaves_the_first_alone(model: Model) 
     assert other.clip is model.clip
     with pytest.raises(CheckpointError, match="do not fit"):
         model.with_decoder({"film_mul.weight": torch.zeros(1)})
+
+
+def test_a_learned_condition_is_what_its_phrase_asks_for_and_nothing_else_changes(model: Model) -> None:
+    assert model.decoder is not None
+    learned = model.encode_text([PHRASES[1]])[0]
+    state = join_state(model.decoder.state_dict(), {PHRASES[0]: learned})
+    other = model.with_decoder(state)
+    before, after = (each.segment(picture(0), PHRASES).logits for each in (model, other))
+    torch.testing.assert_close(after[0], before[1])  # the first phrase means what the second does now
+    torch.testing.assert_close(after[1:], before[1:])
+    # What is kept in the shared cache is the text's, whoever asked first.
+    assert torch.equal(model.encode_text(PHRASES), model.with_decoder(model.decoder.state_dict()).encode_text(PHRASES))
+    # Tags go by the text.
+    torch.testing.assert_close(other.text_embeds(PHRASES), model.text_embeds(PHRASES))
+    with pytest.raises(CheckpointError, match=f"condition of {PHRASES[0]!r} has shape"):
+        model.with_decoder(join_state(model.decoder.state_dict(), {PHRASES[0]: learned[:-1]}))
 
 
 def test_threads_get_the_answers_of_one_thread(model: Model) -> None:

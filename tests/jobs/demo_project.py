@@ -12,7 +12,7 @@ from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.settings import Settings
 from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, brush
-from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.config import RecipeConfig
 from training_jobs.training import train_version
 from training_jobs.version_record import Result
 from vlm_core.demo.scenes import generate_scene
@@ -20,34 +20,38 @@ from vlm_core.demo.scenes import generate_scene
 LABELS = ("circle", "square", "star")
 CONFIG = f"""<View><Image name="image" value="$image"/><BrushLabels name="brush" toName="image">
 {"".join(f'<Label value="{label}"/>' for label in LABELS)}</BrushLabels></View>"""
-SEEDS = 1_500_000
+SEEDS = 1_501_000
 """Of scenes that nothing was trained on or is judged by elsewhere."""
 
 Masks = dict[str, NDArray[np.bool_]]
-
-
 Draw = Callable[[int, Masks], Mapping[str, NDArray[np.bool_]]]
 
 
-def scenes_project(count: int, *, draw: Draw | None = None) -> LabelStudio:
-    """A project with `count` scenes and true annotations.
+def scenes_project(count: int) -> LabelStudio:
+    """A project with `count` scenes and true annotations."""
+    label_studio = LabelStudio(config=CONFIG)
+    add_scenes(label_studio, count)
+    return label_studio
+
+
+def add_scenes(label_studio: LabelStudio, count: int, *, draw: Draw | None = None) -> None:
+    """Further scenes with annotations.
 
     Args:
+        label_studio: the project.
         count: of scenes.
         draw: what the annotator draws instead: called with the number of the scene and its true masks.
     """
-    label_studio = LabelStudio(config=CONFIG)
-    for number in range(count):
+    for number in range(len(label_studio.images), len(label_studio.images) + count):
         scene = generate_scene(SEEDS + number, shapes=LABELS, size=(96, 96))
         masks = {label: scene.mask_of(label) for label in LABELS}
         masks = {label: mask for label, mask in masks.items() if mask.any()}
         drawn = masks if draw is None else draw(number, masks)
         task_id = label_studio.add_task(np.asarray(scene.image))
         label_studio.annotate(task_id, [brush(label, mask) for label, mask in drawn.items()])
-    return label_studio
 
 
-def train(label_studio: LabelStudio, settings: Settings, config: FinetuneConfig) -> Result:
+def train(label_studio: LabelStudio, settings: Settings, config: RecipeConfig) -> Result:
     """One training of what is annotated now, as the worker does it."""
     store = VersionStore(settings.data_dir)
     with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:

@@ -42,6 +42,13 @@ def test_a_gain_that_rests_on_one_image_is_not_sure() -> None:
     assert verdict.gain == pytest.approx(0.05)
 
 
+def test_a_gain_that_nobody_would_see_is_not_worth_a_version() -> None:
+    assert judge(table("star", [0.5] * 20, [0.511] * 20)).better
+    verdict = judge(table("star", [0.5] * 20, [0.509] * 20))
+    assert not verdict.better
+    assert "+0.009" in verdict.reason
+
+
 def test_a_gain_with_noise_around_it_is_judged_by_its_spread() -> None:
     noise = np.linspace(-0.1, 0.1, 20)
     old = np.full(20, 0.5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,20 +20,19 @@ from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
+from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.tune_conditions import ConditionsConfig
 from training_jobs.training import train_version
 from training_jobs.version_record import Result
 
-QUICK = FinetuneConfig(
-    steps=60,
-    learning_rate=5e-3,
-    body_rate=1.0,
-    hold=0.0,
-    pull=0.0,
-    encoded_views=30,
-    looks=2,
-    interpolations=(1.0,),
-    threads=1,
+QUICK = RecipeConfig(
+    folds=2,
+    choose_from=4,
+    decoder_from=8,
+    least_images_known=3,
+    conditions=ConditionsConfig(steps=30),
+    decoder=FinetuneConfig(steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, interpolations=(1.0,), threads=1),
 )
 
 
@@ -51,7 +51,7 @@ def run(
     label_studio: LabelStudio,
     settings: Settings,
     *,
-    config: FinetuneConfig = QUICK,
+    config: RecipeConfig = QUICK,
     forced: bool = True,
     token: int | None = None,
     report: Callable[[str, float, float | None], None] = lambda phase, share, loss: None,
@@ -93,8 +93,8 @@ def test_a_better_version_is_published_with_all_that_there_is_to_know(project: L
     assert len(manifest.data.training_images) == 24
     assert len(manifest.data.held_out_images) == 8
     assert len(manifest.data.annotation_ids) == len(manifest.data.task_ids) == 32
-    assert manifest.recipe.settings["steps"] == 60
-    assert manifest.recipe.chosen["steps"] in (30, 60)
+    assert manifest.recipe.settings["decoder"]["steps"] == 60
+    assert manifest.recipe.chosen["decoder_share"] == 1.0
     metrics = current.metrics()
     for label in ("red", "blue"):
         iou = metrics["verdict"]["labels"][label]["iou"]
@@ -104,11 +104,18 @@ def test_a_better_version_is_published_with_all_that_there_is_to_know(project: L
     shares = [share for _, share in phases]
     assert shares == sorted(shares)
     assert 0 <= shares[0] < shares[-1] < 1
-    assert list(dict.fromkeys(phase for phase, _ in phases)) == [
+    assert [phase for phase, _ in itertools.groupby(phase for phase, _ in phases)] == [
         "reading corrections",
         "encoding images",
+        "trying phrases, 1 of 2",
+        "trying phrases, 2 of 2",
         "choosing",
-        "training",
+        "learning phrases",
+        "trying the decoder, 1 of 2",
+        "trying the decoder, 2 of 2",
+        "choosing",
+        "learning the decoder",
+        "choosing",
         "comparing",
         "publishing",
     ]
@@ -132,7 +139,13 @@ def test_the_report_has_the_scores_that_the_gate_has_judged_by(project: LabelStu
             assert found is not None
             assert found[0] <= known["iou"]["new"] <= found[1]
     steps = {one.phase: one.points[-1][0] for one in record.losses}
-    assert steps == {"choosing": 60, "training": version.manifest.recipe.chosen["steps"]}
+    folds = [f"trying {what}, {number} of 2" for what in ("phrases", "the decoder") for number in (1, 2)]
+    assert {phase: steps[phase] for phase in (*folds, "learning phrases", "learning the decoder")} == {
+        **dict.fromkeys(folds[:2], 30),
+        **dict.fromkeys(folds[2:], 60),
+        "learning phrases": 30,
+        "learning the decoder": 60,
+    }
     assert record.losses[-1].points[-1][1] < record.losses[-1].points[0][1]
     gains = [case for case in record.cases if case.kind == "gain"]
     assert gains
@@ -186,7 +199,7 @@ def test_two_runs_give_the_same_bits(project: LabelStudio, settings: Settings) -
     VersionStore(settings.data_dir).publish(7, 0, VersionStore(settings.data_dir).next_token(7))
     run(project, settings)
     assert equal(weights(settings, 1), weights(settings, 2))
-    run(project, settings, config=QUICK.model_copy(update={"seed": 1}))
+    run(project, settings, config=QUICK.model_copy(update={"decoder": QUICK.decoder.model_copy(update={"seed": 1})}))
     assert not equal(weights(settings, 1), weights(settings, 3))
 
 
@@ -225,7 +238,7 @@ def test_a_better_version_does_not_replace_a_pinned_one(project: LabelStudio, se
 
 def test_giving_up_from_within_leaves_no_version(project: LabelStudio, settings: Settings) -> None:
     def report(phase: str, share: float, loss: float | None) -> None:
-        if phase == "training":
+        if phase == "learning phrases":
             raise ImagesAwayError("as if the lock were lost")
 
     with pytest.raises(ImagesAwayError):
@@ -248,7 +261,7 @@ def test_with_few_held_out_images_cross_validation_decides(settings: Settings) -
         assert record is not None
         assert len(record.images) == 12  # those of the folds too, each scored by a model that had not learned from it
         manifest = VersionStore(settings.data_dir).get(7, 1).manifest
-        assert manifest.metrics["decided_by"] == "cross-validation, 4 folds by image"
+        assert manifest.metrics["decided_by"] == "cross-validation, 2 folds by image"
         assert manifest.metrics["images"] == 12
         # The version has learned from eight of them: they cannot be its judges.
         again = run(running, settings)

@@ -44,13 +44,11 @@ def label_studio() -> Iterator[LabelStudio]:
 
 
 RECIPE = {
-    "steps": 120,
-    "learning_rate": 0.005,
-    "body_rate": 1,
-    "hold": 0,
-    "pull": 0,
-    "encoded_views": 32,
-    "choose_from": 99,
+    "choose_from": 4,
+    "folds": 2,
+    "decoder_from": 4,
+    "conditions": {"steps": 10},
+    "decoder": {"steps": 120, "learning_rate": 0.005, "pull": 0, "encoded_views": 32, "interpolations": [1.0]},
 }
 """Short, and of the whole decoder: these tests are about jobs."""
 
@@ -389,7 +387,7 @@ def test_a_running_training_is_cancelled_within_seconds_and_the_serving_version_
     burst(settings, label_studio.url)
     serving = VersionStore(settings.data_dir).current(7)
     assert serving is not None
-    long = {"VLM_TRAIN_RECIPE": json.dumps({**RECIPE, "steps": 1_000_000})}
+    long = {"VLM_TRAIN_RECIPE": json.dumps({**RECIPE, "conditions": {"steps": 1_000_000}})}
     worker = start_worker(settings, label_studio.url, **long)
     try:
         job_id = queue.request_training(7, reason=START_TRAINING).job_id

@@ -1,24 +1,16 @@
-"""Fine-tune the decoder on a project's corrections. Read from top to bottom.
+"""Fine-tune the decoder on a project's corrections.
 
-The encoders stay frozen and their features are computed once; only the decoder learns, and of the decoder by default
-only FiLM, the two linear maps through which phrases act on an image. The steps:
+The encoders stay frozen and their features are computed once; only the decoder learns: all of it by default, or with
+`body_rate: 0` FiLM alone, the two linear maps through which phrases act on an image. `training_jobs.ladder` decides
+whether it learns at all, from which conditions, and how far to go towards what was learned (WiSE-FT, arXiv:2109.01903:
+part of the way is often better than all of it).
 
-1. **Choose** how long to train and how far to go, on a split inside the training images: train on three quarters,
-   look at the rest after each third of the steps, and at weights between the start and where training went
-   (WiSE-FT, arXiv:2109.01903: part of the way is often better than all of it). With few images nothing is
-   chosen and the defaults hold.
-2. **Train** on all training images as long as was chosen, and go as far as was chosen.
+What keeps few corrections from doing harm: the answers to labels that were marked well are held (`_Hold`), the pull
+towards the start (L2-SP, arXiv:1802.01483), an average over the weights of the last steps, labels that are not there as
+negatives, several views of each image, and the gate (`training_jobs.promote`), which this module knows nothing of.
 
-What keeps few corrections from doing harm: labels that were marked well before are held where they are (`_Hold`), the
-pull towards the start (L2-SP, arXiv:1802.01483), an average over the weights of the last steps, labels that are not
-there as negatives, several views of each image, and the gate (`training_jobs.promote`), which this module knows
-nothing of.
-
-Defaults, as measured on the demo checkpoint with 36 images, most with a shape it was never taught: all of the decoder
-at 5e-4 brought that shape from 0 to 0.32 IoU and cost others up to 0.25; FiLM alone at 2e-3 without the hold 0.31 and
-up to 0.38; at 4e-3 with the hold 0.32 to 0.36 and at most 0.002, in two sets of images. AdamW moves each weight by
-about the learning rate per step whatever the loss's scale, and decoders of this family share their width (64) and so
-the scale of their weights; so one rate serves the small and the published one.
+AdamW moves each weight by about the learning rate per step whatever the loss's scale, and decoders of this family share
+their width (64) and so the scale of their weights; so one rate serves the small and the published one.
 """
 
 from __future__ import annotations
@@ -34,13 +26,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from training_jobs.split import choose_held_out
 from vlm_core.clipseg import CLIPSegDecoder
-from vlm_core.evaluate import ABSENT_AREA
 from vlm_core.losses import dice_loss
 from vlm_core.types import ImageFeatures
 
 NAME = "finetune_decoder"
+
+_BAD, _GOOD = 0.5, 0.8
+"""IoU up to which a label is free to change, and from which its answers are held with full weight."""
 
 State = dict[str, Tensor]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
@@ -58,28 +51,25 @@ class FinetuneConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     seed: int = Field(default=0, ge=0, description="Of order, views and phrases; with it a CPU repeats every bit.")
-    steps: int = Field(default=450, ge=1, description="Most steps.")
-    batch_images: int = Field(default=8, ge=1, description="In a step.")
-    labels_per_image: int = Field(default=8, ge=1, description="Drawn anew each step where there are more.")
-    learning_rate: float = Field(default=4e-3, gt=0, description="Of FiLM, through which the phrases act.")
-    body_rate: float = Field(default=0.0, ge=0, description="Of all else, in parts of the learning rate; 0: kept.")
+    steps: int = Field(default=200, ge=1, description="Of one fit.")
+    batch_images: int = Field(default=6, ge=1, description="In a step.")
+    labels_per_image: int = Field(default=5, ge=1, description="Drawn anew each step where there are more.")
+    learning_rate: float = Field(default=7e-4, gt=0, description="Of FiLM, through which the phrases act.")
+    body_rate: float = Field(default=1.0, ge=0, description="Of all else, in parts of the learning rate; 0: kept.")
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of the steps, with a rising rate.")
     average: float = Field(default=0.97, ge=0, lt=1, description="Memory of the running average of weights.")
     pull: float = Field(default=1.0, ge=0, description="Weight of the squared relative distance from the start.")
     hold: float = Field(
-        default=30.0, ge=0, description="Weight of how far FiLM's answer to a label moves that was marked well before."
+        default=30.0, ge=0, description="Weight of how far the answers move for labels that were marked well before."
     )
     dice_weight: float = Field(default=1.0, ge=0, description="Beside cross entropy, for labels that are there.")
     absent_weight: float = Field(default=0.5, ge=0, description="Of labels that are not there.")
     max_gradient: float = Field(default=1.0, gt=0, description="Norm at which gradients are cut.")
     encoded_views: int = Field(default=240, ge=1, description="Views in all, shared among the images.")
     max_views: int = Field(default=8, ge=1, description="Of one image.")
-    choose_from: int = Field(default=12, ge=4, description="Training images from which anything is chosen.")
-    looks: int = Field(default=3, ge=1, description="How often the inner split is looked at while training.")
     interpolations: tuple[Share, ...] = Field(
-        default=(0.5, 0.75, 1.0), min_length=1, description="How far to go towards what was learned: the best is taken."
+        default=(0.5, 0.75, 1.0), min_length=1, description="How far to go towards what was learned; 0 is tried too."
     )
-    absent_cost: float = Field(default=0.1, ge=0, description="Of wrongly marked labels, against IoU, in choosing.")
     threads: int | None = Field(default=None, ge=1, description="Of the CPU; None: as torch decides.")
 
     def views(self, images: int) -> int:
@@ -122,80 +112,6 @@ class PromptTable:
     groups: tuple[tuple[int, ...], ...]
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What the inner split decided.
-
-    Attributes:
-        steps: to train.
-        interpolation: how far to go from the start, 0..1.
-        score: of the inner split with it; None where nothing was chosen.
-        start_score: of the inner split with the start's weights; None where nothing was chosen.
-    """
-
-    steps: int
-    interpolation: float
-    score: float | None = None
-    start_score: float | None = None
-
-
-def train(
-    start: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig, tick: Tick
-) -> tuple[State, Choice]:
-    """Run the recipe.
-
-    Args:
-        start: the decoder to start from; not changed. Its device is where training runs.
-        examples: at least one, each image once. **Only** training images.
-        prompts: of the project's labels.
-        config: the settings. With equal input and threads, two runs on a CPU give equal bits.
-        tick: see `Tick`.
-
-    Returns:
-        The decoder's new weights, float32 on the CPU, and what was chosen.
-
-    Raises:
-        ValueError: no example.
-    """
-    if not examples:
-        raise ValueError("nothing to train on: give at least one corrected image")
-    ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
-    before = torch.get_num_threads()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
-    try:
-        choice = choose(start, ordered, prompts, config, tick)
-        fitted = fit(start, ordered, prompts, config, (choice.steps,), lambda *now: tick("training", *now))
-        return interpolate(_state(start), fitted[choice.steps], choice.interpolation), choice
-    finally:
-        torch.set_num_threads(before)
-
-
-def choose(
-    start: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig, tick: Tick
-) -> Choice:
-    """Choose steps and interpolation on a split inside the training images; see `train`."""
-    if len(examples) < config.choose_from:
-        return Choice(config.steps, config.interpolations[-1])
-    labelled = [(example.image, example.present) for example in examples]
-    looked_at = choose_held_out(labelled, [], max(2, len(examples) // 4))
-    fitted_on = [example for example in examples if example.image not in looked_at]
-    looks = sorted({max(1, config.steps * (i + 1) // config.looks) for i in range(config.looks)})
-    states = fit(start, fitted_on, prompts, config, looks, lambda *now: tick("choosing", *now))
-    inner = [example for example in examples if example.image in looked_at]
-    origin = _state(start)
-    decoder = copy.deepcopy(start)
-    start_score = score(decoder, inner, prompts, config)
-    best = Choice(looks[0], config.interpolations[0], float("-inf"), start_score)
-    for steps in looks:
-        for share in config.interpolations:
-            decoder.load_state_dict(interpolate(origin, states[steps], share))
-            now = score(decoder, inner, prompts, config)
-            if best.score is None or now > best.score:
-                best = Choice(steps, share, now, start_score)
-    return best
-
-
 def fit(
     start: CLIPSegDecoder,
     examples: Sequence[Example],
@@ -221,18 +137,19 @@ def fit(
     warmup = max(1, round(config.warmup_share * max(looks)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
     generator = np.random.default_rng([config.seed, 17])
-    batches = _Batches(examples, prompts, config, generator)
+    batches = Batches(examples, prompts, config, generator)
+    table = prompts.conditions.to(device, torch.float32)
     hold = _Hold(start, prompts, quality(start, examples, prompts), device) if config.hold else None
     states: dict[int, State] = {}
     for step in range(1, max(looks) + 1):
-        features, conditions, target = batches.draw(device)
-        logits = decoder(features.taps, conditions, features.grid_hw)
+        features, rows, target = batches.draw(device)
+        logits = decoder(features.taps, table[rows], features.grid_hw)
         loss = corrections_loss(logits, target, config)
         if config.pull:
             pairs = zip(decoder.parameters(), origin, strict=True)
             loss = loss + config.pull / size * torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
         if hold is not None:
-            loss = loss + config.hold * hold(decoder)
+            loss = loss + config.hold * hold(features, rows, logits)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
@@ -243,7 +160,7 @@ def fit(
             for mean, new in zip(average.parameters(), decoder.parameters(), strict=True):
                 mean.lerp_(new, 1 - memory)
         if step in looks:
-            states[step] = _state(average)
+            states[step] = decoder_state(average)
         tick(step / max(looks), float(loss.detach()))
     return states
 
@@ -281,32 +198,39 @@ def quality(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: Promp
 
 
 class _Hold:
-    """How far FiLM's scale and shift have moved for phrases of labels that were marked well before.
+    """How far the answers have moved for phrases of labels that were marked well before.
 
-    One loss for all labels lets a new label pay with the known ones: the same few weights serve all phrases. FiLM is
-    linear in the phrase's condition, so what a known phrase gets can be held while another's moves.
+    One loss for all labels lets a new label pay with the known ones: the same weights serve all phrases. So the answers
+    to known phrases are held where they were, on the images that there are (learning without forgetting, Li & Hoiem,
+    arXiv:1606.09282).
     """
 
     def __init__(
         self, start: CLIPSegDecoder, prompts: PromptTable, quality: Sequence[float], device: torch.device
     ) -> None:
-        self._conditions = prompts.conditions.to(device, torch.float32)
-        weights = torch.zeros(len(self._conditions), device=device)
+        self._start = copy.deepcopy(start).float().to(device).requires_grad_(False)
+        self._table = prompts.conditions.to(device, torch.float32)
+        weights = torch.zeros(len(self._table), device=device)
         for value, group in zip(quality, prompts.groups, strict=True):
             for row in group:
-                weights[row] = max(float(weights[row]), value)
+                weights[row] = max(float(weights[row]), min(1.0, max(0.0, (value - _BAD) / (_GOOD - _BAD))))
         self._weights = weights
+
+    def __call__(self, features: ImageFeatures, rows: Tensor, logits: Tensor) -> Tensor:
+        """Mean over images and labels of the weighted mean squared change of the probabilities, a scalar.
+
+        Args:
+            features: of the batch.
+            rows: (B, K) of the prompt table.
+            logits: (B, K, h, w), what the decoder says now.
+        """
+        weights = self._weights[rows]
+        if not bool(weights.any()):
+            return logits.new_zeros(())
         with torch.no_grad():
-            self._before = self._film(copy.deepcopy(start).float())
-        self._size = self._before.square().sum(-1).mean()
-
-    def _film(self, decoder: CLIPSegDecoder) -> Tensor:
-        return torch.cat(decoder.film(self._conditions), dim=-1)
-
-    def __call__(self, decoder: CLIPSegDecoder) -> Tensor:
-        """Mean over phrases of the weighted squared relative distance, a scalar."""
-        moved = (self._film(decoder) - self._before).square().sum(-1) / self._size
-        return (self._weights * moved).mean()
+            before = self._start(features.taps, self._table[rows], features.grid_hw).sigmoid()
+        moved: Tensor = (weights * (logits.sigmoid() - before).square().mean((-2, -1))).mean()
+        return moved
 
 
 def _predicted(
@@ -324,28 +248,12 @@ def _predicted(
         start += alternatives
 
 
-@torch.inference_mode()
-def score(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable, config: FinetuneConfig) -> float:
-    """Mean over labels of their mean IoU, minus a cost for absent labels that are marked; on the model's grid."""
-    found: dict[int, list[float]] = {}
-    marked: list[bool] = []
-    for example in examples:
-        for label, predicted, target in _predicted(decoder, example, prompts):
-            true = target >= 128
-            if true.any():
-                found.setdefault(label, []).append(float((predicted & true).sum() / (predicted | true).sum()))
-            elif not target.any():
-                marked.append(bool(predicted.mean() > ABSENT_AREA))
-    mean = float(np.mean([np.mean(values) for values in found.values()])) if found else 0.0
-    return mean - config.absent_cost * (float(np.mean(marked)) if marked else 0.0)
-
-
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> State:
     """Weights `share` of the way from `start` to `end`."""
     return {name: torch.lerp(value, end[name], share) for name, value in start.items()}
 
 
-class _Batches:
+class Batches:
     """Draws batches: each image once, in a random view, before any comes again."""
 
     def __init__(
@@ -363,7 +271,7 @@ class _Batches:
         self._queue: list[int] = []
 
     def draw(self, device: torch.device) -> tuple[ImageFeatures, Tensor, Tensor]:
-        """Features (B), conditions (B, K, E) and targets (B, K, h, w)."""
+        """Features (B), rows of the prompt table (B, K) and targets (B, K, h, w), 0..1."""
         taps: list[tuple[Tensor, ...]] = []
         rows: list[list[int]] = []
         targets: list[NDArray[np.uint8]] = []
@@ -380,9 +288,8 @@ class _Batches:
             tuple(torch.cat(column).to(device, torch.float32) for column in zip(*taps, strict=True)),
             self._examples[0].views[0].grid_hw,
         )
-        conditions = self._prompts.conditions[torch.tensor(rows)].to(device, torch.float32)
         target = torch.from_numpy(np.stack(targets)).to(device, torch.float32) / 255
-        return features, conditions, target
+        return features, torch.tensor(rows, device=device), target
 
     def _labels(self, example: Example, view: int) -> list[int]:
         """Positions of the labels to ask for, those that are there first."""
@@ -396,7 +303,8 @@ class _Batches:
         return group[int(self._generator.integers(len(group)))]
 
 
-def _state(decoder: CLIPSegDecoder) -> State:
+def decoder_state(decoder: CLIPSegDecoder) -> State:
+    """Its weights, float32, CPU, copied."""
     return {name: value.detach().to("cpu", torch.float32).clone() for name, value in decoder.state_dict().items()}
 
 

@@ -33,6 +33,8 @@ COLOURS: dict[str, tuple[int, int, int]] = {
 
 PATTERNS: tuple[str, ...] = ("plain", "striped", "dotted")
 """How an object is filled. Stripes and dots are a shade of the object's own colour."""
+NEW_PATTERN = "checkered"
+"""Can be drawn, and is in no scene unless it is asked for: something to learn."""
 
 
 def _regular(corners: int, *, turn: float = 0.0, radius: float = 1.0) -> Points:
@@ -240,7 +242,11 @@ def paint(
     v = (np.arange(tile_hw[0], dtype=np.float32) + 0.5 + corner_yx[0] - centre_px[1]) / radius_px[1]
     cos, sin = np.float32(np.cos(fill.angle)), np.float32(np.sin(fill.angle))
     along = u[None, :] * cos + v[:, None] * sin
-    if fill.pattern == "striped":
+    if fill.pattern == NEW_PATTERN:
+        across = v[:, None] * cos - u[None, :] * sin
+        half = np.float32(np.pi / 0.5)
+        signal = np.sin(along * half + np.float32(fill.phase)) * np.sin(across * half + np.float32(fill.phase)) * 3
+    elif fill.pattern == "striped":
         signal = np.sin(along * np.float32(2 * np.pi / 0.62) + np.float32(fill.phase))
     else:
         across = v[:, None] * cos - u[None, :] * sin

@@ -17,7 +17,7 @@ What a phrase means is defined in :mod:`vlm_core.demo.phrases`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -152,6 +152,7 @@ def generate_scene(
     size: int | tuple[int, int] | None = None,
     shapes: Sequence[str] = KNOWN_SHAPES,
     must_have: Sequence[str] = (),
+    patterned: str | None = None,
     distractors: bool = True,
     draw_size: tuple[int, int] | None = None,
     diameter: float | None = None,
@@ -162,7 +163,8 @@ def generate_scene(
         seed: >= 0; see the module's table for which seeds are for what.
         size: (width, height) or side in pixels, 32 to 4096, aspect at most 2:1; the seed chooses if None.
         shapes: named shapes to draw from.
-        must_have: shapes that occur at least once, added to `shapes`.
+        must_have: shapes that occur at least once, added to `shapes`; here shapes without a name are allowed too.
+        patterned: a pattern that one of the other objects is filled with, such as ``NEW_PATTERN``.
         distractors: whether shapes without a name may occur too.
         draw_size: draw the scene of `size` squashed to this width and height (as a model with a square
             input sees it) instead of drawing it large and shrinking it; masks have this size then.
@@ -177,7 +179,8 @@ def generate_scene(
         ValueError: an unknown shape, or a size that cannot be drawn.
     """
     shapes = tuple(dict.fromkeys([*shapes, *must_have]))
-    unknown = [shape for shape in shapes if shape not in drawing.named_shapes()]
+    known = (*drawing.named_shapes(), *(shape for shape in must_have if shape in drawing.UNNAMED_SHAPES))
+    unknown = [shape for shape in shapes if shape not in known]
     if unknown or not shapes:
         raise ValueError(f"unknown shapes {unknown}: choose from {', '.join(drawing.named_shapes())}")
     if seed < 0:
@@ -192,6 +195,8 @@ def generate_scene(
         raise ValueError(f"size {chosen} cannot be drawn: 32 to 4096 px, the longer side at most twice the shorter")
     extent = (chosen[0] / min(chosen), chosen[1] / min(chosen))
     placed = _place(rng, extent, shapes, tuple(must_have), distractors, diameter)
+    if patterned is not None:
+        _fill_one(placed, tuple(must_have), patterned)
     background = drawing.make_background(rng)
     attributes = tuple(item.attributes for item in placed)
     captions = tuple(dict.fromkeys(caption(attributes, rng) for _ in range(4)))
@@ -239,6 +244,16 @@ def _place(
     if missing or len(kinds) < 2:
         return _place(rng, extent, shapes, must_have, distractors, diameter)
     return placed
+
+
+def _fill_one(placed: list[_Placed], must_have: tuple[str, ...], pattern: str) -> None:
+    """Give one object another pattern: the first that was not asked for by its shape, where there is one."""
+    free = [index for index, item in enumerate(placed) if item.attributes.shape not in must_have]
+    index = free[0] if free else 0
+    item = placed[index]
+    placed[index] = replace(
+        item, attributes=replace(item.attributes, pattern=pattern), fill=replace(item.fill, pattern=pattern)
+    )
 
 
 def _reach(item: _Placed) -> float:

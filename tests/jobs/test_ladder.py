@@ -1,0 +1,249 @@
+"""Climbing on features made by hand."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from backend.decoding import decode_label
+from tests.jobs.handmade import QUICK, examples, make_decoder
+from training_jobs.ladder import AS_CONFIGURED, MEAN, Climb, Labels, Learned
+from training_jobs.recipes.config import RecipeConfig
+from training_jobs.recipes.finetune_decoder import Example, PromptTable, fit
+from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
+from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.learned_conditions import PREFIX, split_state
+
+LABELS = Labels(("first", "second"), (("one",), ("two", "zwei")))
+CONFIG = RecipeConfig(
+    decoder=QUICK,
+    conditions=ConditionsConfig(steps=150, learning_rate=0.2, pull=0.0),
+    folds=2,
+    decoder_from=400,
+)
+
+
+UNIT = torch.eye(5)
+NEW = PromptTable(torch.stack([-2 * UNIT[3], -2 * UNIT[4], 2 * UNIT[0] - 2 * UNIT[4]]), ((0,), (1, 2)))
+"""Phrases that are far from what the decoder of `taught` knows."""
+
+
+def quiet(phase: str, share: float, loss: float) -> None: ...
+
+
+def climb(
+    start: CLIPSegDecoder,
+    some: list[Example],
+    *,
+    labels: Labels = LABELS,
+    table: PromptTable | None = None,
+    tick: Any = quiet,
+    **changed: Any,
+) -> Climb:
+    return Climb(start, some, table or NEW, labels, CONFIG.model_copy(update=changed), tick)
+
+
+@pytest.fixture(scope="module")
+def taught() -> CLIPSegDecoder:
+    """A decoder that knows both labels under the conditions 3 and 4, and no other phrase."""
+    decoder = make_decoder()
+    known = PromptTable(torch.eye(5)[[3, 4]] * 2, ((0,), (1,)))
+    decoder.load_state_dict(fit(decoder, examples(range(40)), known, QUICK, (200,), lambda share, loss: None)[200])
+    return decoder
+
+
+def ious(start: CLIPSegDecoder, learned: Learned, some: list[Example]) -> list[float]:
+    """Mean IoU of each label where it is there, as serving decodes."""
+    weights, conditions = split_state(learned.state)
+    decoder = copy.deepcopy(start)
+    decoder.load_state_dict(weights)
+    table = NEW.conditions.clone()
+    for row, phrase in enumerate(("one", "two", "zwei")):
+        table[row] = conditions.get(phrase, table[row])
+    found: list[list[float]] = [[], []]
+    for item in some:
+        view = item.views[0]
+        with torch.no_grad():
+            logits = decoder([tap.float() for tap in view.taps], table[None], view.grid_hw)[0]
+        for label, group in enumerate(NEW.groups):
+            name = LABELS.names[label]
+            decoded = decode_label(
+                logits[list(group)].numpy(),
+                (8, 8),
+                threshold=learned.cuts.thresholds.get(name, 0.5),
+                temperature=learned.cuts.temperatures.get(name, 1.0),
+                min_part_score=learned.cuts.part_scores.get(name, 0.0),
+            )
+            marked = np.zeros((8, 8), dtype=bool) if decoded.mask is None else decoded.mask.to_array()
+            true = item.targets[0][label] >= 128
+            if true.any():
+                found[label].append(float((marked & true).sum() / (marked | true).sum()))
+    return [float(np.mean(values)) for values in found]
+
+
+def same(one: Learned, other: Learned) -> bool:
+    return (
+        one.state.keys() == other.state.keys()
+        and all(torch.equal(value, other.state[name]) for name, value in one.state.items())
+        and (one.cuts, one.chosen) == (other.cuts, other.chosen)
+    )
+
+
+def test_new_words_for_what_the_decoder_can_do_are_learned_without_touching_a_weight(taught: CLIPSegDecoder) -> None:
+    unseen = examples(range(100, 130))
+    nothing = Learned(dict(taught.state_dict()))
+    learned = climb(taught, examples(range(50, 74))).learn()
+    before, after = ious(taught, nothing, unseen), ious(taught, learned, unseen)
+    assert min(after) > 0.55 > 0.35 > max(before)
+    weights, conditions = split_state(learned.state)
+    assert all(torch.equal(value, taught.state_dict()[name]) for name, value in weights.items())
+    assert set(conditions) == {"one", "two", "zwei"}
+
+
+def test_a_label_that_is_marked_well_keeps_its_phrases_to_the_bit(taught: CLIPSegDecoder) -> None:
+    table = PromptTable(torch.cat([2 * UNIT[3:4], NEW.conditions[1:]]), NEW.groups)  # it knows the first one's phrase
+    learned = climb(taught, examples(range(50, 74)), table=table).learn()
+    assert "one" not in split_state(learned.state)[1]
+    assert learned.chosen["labels"]["first"]["conditions"] == AS_CONFIGURED
+    assert learned.chosen["labels"]["second"]["conditions"] != AS_CONFIGURED
+
+
+def test_where_nothing_is_to_be_gained_nothing_changes(taught: CLIPSegDecoder) -> None:
+    table = PromptTable(torch.eye(5)[[3, 4, 4]] * 2, ((0,), (1, 2)))
+    run = climb(taught, examples(range(50, 74)), table=table, decoder_from=12, least_gain=0.05)
+    learned = run.learn()
+    weights, conditions = split_state(learned.state)
+    assert not conditions
+    assert all(torch.equal(value, taught.state_dict()[name]) for name, value in weights.items())
+    assert (learned.chosen["decoder_share"], learned.cuts.thresholds) == (0.0, {})
+
+
+def test_the_decoder_learns_where_there_are_enough_images_and_it_pays() -> None:
+    start, some, unseen = make_decoder(), examples(range(32)), examples(range(100, 130))
+    short = climb(start, some, decoder_from=33).learn()
+    learned = climb(start, some, decoder_from=32).learn()
+    assert short.chosen["decoder_share"] == 0.0
+    assert learned.chosen["decoder_share"] > 0
+    assert sum(ious(start, learned, unseen)) > sum(ious(start, short, unseen)) + 0.1
+
+
+def test_of_several_phrases_their_mean_is_tried() -> None:
+    start = make_decoder()
+    known = PromptTable(torch.eye(5)[[0, 1]] * 2, ((0,), (1,)))
+    start.load_state_dict(fit(start, examples(range(40)), known, QUICK, (400,), lambda share, loss: None)[400])
+    away = torch.eye(5)[2] * 20
+    table = PromptTable(
+        torch.stack([torch.eye(5)[0] * 2, torch.eye(5)[1] * 2 + away, torch.eye(5)[1] * 2 - away]), ((0,), (1, 2))
+    )  # either phrase is far off, their mean is right
+    learned = climb(start, examples(range(50, 74)), table=table, least_images=99).learn()
+    assert learned.chosen["labels"]["second"]["conditions"] == MEAN
+    conditions = split_state(learned.state)[1]
+    torch.testing.assert_close(conditions["two"], torch.eye(5)[1] * 2)
+    assert torch.equal(conditions["two"], conditions["zwei"])
+
+
+def test_a_threshold_of_the_labelling_config_stays(taught: CLIPSegDecoder) -> None:
+    shifted = copy.deepcopy(taught)
+    with torch.no_grad():
+        for parameter in shifted.transposed_convolution.parameters():
+            parameter *= 0.2
+        shifted.transposed_convolution.bias += 2.0  # marks too much everywhere
+    table = PromptTable(torch.eye(5)[[3, 4, 4]] * 2, ((0,), (1, 2)))
+    some = examples(range(50, 74))
+    free = climb(shifted, some, table=table, cut_from=3, least_images_known=3, good_enough=1.0, shares=(0.001,)).learn()
+    assert free.cuts.thresholds["first"] > 0.5
+    labels = replace(LABELS, fixed_cut=frozenset({"first"}))
+    fixed = climb(
+        shifted, some, table=table, labels=labels, cut_from=3, least_images_known=3, good_enough=1.0, shares=(0.001,)
+    ).learn()
+    assert "first" not in {*fixed.cuts.thresholds, *fixed.cuts.temperatures, *fixed.cuts.part_scores}
+    assert "second" in fixed.cuts.thresholds
+
+
+def test_the_result_depends_on_the_seed_and_not_on_the_order_and_leaves_the_start_alone(
+    taught: CLIPSegDecoder,
+) -> None:
+    some, before = examples(range(50, 66)), copy.deepcopy(taught.state_dict())
+    first = climb(taught, some, decoder_from=12).learn()
+    assert same(first, climb(taught, some[::-1], decoder_from=12).learn())
+    other = climb(taught, some, decoder_from=12, decoder=QUICK.model_copy(update={"seed": 1})).learn()
+    assert not same(first, other)
+    assert all(torch.equal(value, taught.state_dict()[name]) for name, value in before.items())
+
+
+def test_from_few_images_nothing_is_chosen_and_bad_labels_are_learned(taught: CLIPSegDecoder) -> None:
+    phases: list[str] = []
+    run = climb(taught, examples(range(50, 57)), tick=lambda phase, share, loss: phases.append(phase))
+    learned = run.learn()
+    assert list(dict.fromkeys(phases)) == ["learning phrases", "choosing"]
+    assert learned.chosen["folds"] == 0
+    assert learned.chosen["labels"]["first"]["conditions"] == 1.0
+    assert run.by_folds() == []
+
+
+def test_each_fold_is_judged_by_what_has_not_seen_it(taught: CLIPSegDecoder) -> None:
+    some = examples(range(50, 74))
+    run = climb(taught, some)
+    run.learn()
+    folds = run.by_folds()
+    assert sorted(image for images, _ in folds for image in images) == sorted(item.image for item in some)
+    # Other masks for a fold's images change what is learned for others, and not what it is judged by.
+    images = folds[0][0]
+    poisoned = [
+        replace(item, targets=tuple(t[:, ::-1].copy() for t in item.targets)) if item.image in images else item
+        for item in some
+    ]
+    again = climb(taught, poisoned)
+    again.learn()
+    own, other = ([fold[1].state for fold in (one, two)] for one, two in zip(folds, again.by_folds(), strict=True))
+    shared = [name for name in own[0] if name in own[1] and name.startswith(PREFIX)]
+    assert shared
+    assert all(torch.equal(own[0][name], own[1][name]) for name in shared)
+    assert any(not torch.equal(value, other[1][name]) for name, value in other[0].items() if name in other[1])
+
+
+def test_marking_what_is_not_there_does_not_rise(taught: CLIPSegDecoder) -> None:
+    some, unseen = examples(range(50, 98)), examples(range(200, 300))
+    learned = climb(taught, some, most_absent_rise=0.0, absent_cost=0.0).learn()
+    marked = learned.chosen["labels"]["second"]["absent_marked"]
+    free = climb(taught, some, most_absent_rise=1.0, absent_cost=0.0).learn()
+    assert marked <= free.chosen["labels"]["second"]["absent_marked"]
+    assert learned.cuts.thresholds.get("second", 0.5) >= free.cuts.thresholds.get("second", 0.5)
+    assert ious(taught, learned, unseen)[1] > 0.3
+
+
+def test_progress_grows_to_the_end_and_can_give_up(taught: CLIPSegDecoder) -> None:
+    shares: list[float] = []
+    climb(taught, examples(range(50, 66)), decoder_from=12, tick=lambda p, share, loss: shares.append(share)).learn()
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0
+
+    class GaveUpError(Exception): ...
+
+    def tick(phase: str, share: float, loss: float) -> None:
+        raise GaveUpError
+
+    threads = torch.get_num_threads()
+    with pytest.raises(GaveUpError):
+        climb(taught, examples(range(50, 54)), tick=tick).learn()
+    assert torch.get_num_threads() == threads
+
+
+def test_nothing_to_train_on_is_an_error(taught: CLIPSegDecoder) -> None:
+    with pytest.raises(ValueError, match="at least one corrected image"):
+        climb(taught, [])
+
+
+def test_tuning_moves_only_the_rows_of_its_labels(taught: CLIPSegDecoder) -> None:
+    config = ConditionsConfig(steps=5)
+    table = tune(taught, examples(range(8)), NEW, [1], config, QUICK, lambda share, loss: None)
+    assert torch.equal(table[0], NEW.conditions[0])
+    assert not torch.equal(table[1], NEW.conditions[1])
+    only = [replace(item, labels=(0,), targets=tuple(t[:1] for t in item.targets)) for item in examples(range(4))]
+    with pytest.raises(ValueError, match="no example speaks about"):
+        tune(taught, only, NEW, [1], config, QUICK, lambda share, loss: None)
