@@ -7,6 +7,7 @@ since it forks.
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections.abc import Callable
 from types import TracebackType
@@ -26,7 +27,7 @@ from backend.prelabel_queue import PrelabelQueue, PrelabelRequest
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionError, VersionStore
-from training_jobs.errors import GivenUpError
+from training_jobs.errors import GivenUpError, WorkerGoneError
 from training_jobs.job_log import log_job
 from training_jobs.lock import ProjectLock, release_dead
 from vlm_core.errors import VLMError
@@ -197,17 +198,21 @@ def _prune(settings: Settings, store: VersionStore, project_id: int) -> None:
 
 
 class _Reporter:
-    """Notes progress in the job about once a second, and gives up when the lock is lost."""
+    """Notes progress in the job about once a second, and gives up when the lock is lost or the worker is gone."""
 
     def __init__(self, job: Job, check: Callable[[], None]) -> None:
         self._job = job
         self._check = check
+        self._worker = os.getppid()
         self._phase = ""
         self._next = 0.0
         self._began = time.monotonic()
 
     def __call__(self, phase: str, share: float, loss: float | None) -> None:
         self._check()
+        if os.getppid() != self._worker:  # nobody notes signs of life for this process any more
+            self._job.retry_intervals = [0]
+            raise WorkerGoneError("its worker is gone")
         now = time.monotonic()
         if phase == self._phase and now < self._next:
             return

@@ -2,8 +2,9 @@
 
 It forks, so that a job's memory (and its CUDA context) is gone when the job has ended, and a job that crashes
 the interpreter takes nothing with it. So the parent must never import torch, and this module must not either. A
-forking worker also notes a sign of life every 30 seconds while a job runs, so a dead worker's job is found after
-90 seconds at most, and at once when a worker starts again on the same machine.
+forking worker also notes a sign of life every 10 seconds while a job runs. A dead worker's job is taken up by another
+worker within a minute: within 15 seconds on the same machine, and at once when a worker starts there. A job's process
+that outlives its worker notices, and ends.
 
 SIGTERM and Ctrl-C end it within seconds: training can be repeated, so a running job is stopped and put back in
 the queue, without counting as an attempt.
@@ -21,14 +22,14 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import redis
 from rq import Queue, Worker
 from rq.executions import Execution
 from rq.intermediate_queue import IntermediateQueue
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.registry import StartedJobRegistry
 from rq.serializers import JSONSerializer
 
@@ -43,11 +44,15 @@ from training_jobs.reconcile import plan_reconcile, reconcile_queue
 
 log = logging.getLogger(__name__)
 
-_MAINTENANCE_S = 60
+_MAINTENANCE_S = 15
 _RQ_SLACK_S = 15
 """An idle worker waits for a job so much shorter than its `worker_ttl`, and looks after things only then."""
 
-_SIGN_OF_LIFE_S = 30
+_SIGN_OF_LIFE_S = 10
+_SILENCE_S = 25
+"""After a sign of life is overdue a job counts as abandoned. More than a Redis that restarts takes; one that was alive
+all the same loses the project's lock to its second run and cannot publish, so this only costs work."""
+
 _REDIS_TRIES = 12
 """Of each command: a Redis that restarts within 13 seconds is not noticed."""
 
@@ -62,8 +67,16 @@ class TrainingWorker(Worker):
     settings: Settings | None = None
     """Of the worker; None queues no run of the reconcile job."""
 
+    def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
+        """Seconds until a job without a further sign of life counts as abandoned."""
+        rqs_slack_s = 60
+        ttl = super().get_heartbeat_ttl(job, working_time)  # type: ignore[no-untyped-call]  # RQ leaves it untyped
+        return int(ttl) - rqs_slack_s + _SILENCE_S
+
     def run_maintenance_tasks(self) -> None:
-        """What RQ does about once a minute, also between jobs."""
+        """What an idle worker does every 15 seconds, also between jobs."""
+        # Before RQ's own, which would let another attempt wait as if the job itself had failed.
+        bring_back_abandoned(self.queues, myself=self.name)
         super().run_maintenance_tasks()  # type: ignore[no-untyped-call]  # RQ leaves it untyped
         if self.settings is not None:
             plan_reconcile(self.connection, self.settings)
@@ -157,7 +170,7 @@ def _work(connection: redis.Redis, settings: Settings, queues: Sequence[str], *,
         [*([reconcile_queue(connection)] if "training" in queues else []), *(by_name[name] for name in queues)],
         connection=connection,
         serializer=JSONSerializer,
-        maintenance_interval=pause_s,
+        maintenance_interval=max(1, pause_s - 1),  # less, or every other round would be a little too early
         worker_ttl=pause_s + _RQ_SLACK_S,
         job_monitoring_interval=_SIGN_OF_LIFE_S,
         log_job_description=False,
@@ -185,10 +198,9 @@ def recover(training: TrainingQueue, prelabelling: PrelabelQueue) -> None:
     Jobs that a dead worker of this machine was running, or had just taken, go back to their queue; projects with
     requests that no job covers get one.
     """
-    living = _forget_dead_workers(training.rq)
-    for rq in (training.rq, prelabelling.rq):
-        _bring_back_abandoned(rq, living)
-        if not living:
+    queues = (training.rq, prelabelling.rq)
+    if not bring_back_abandoned(queues):
+        for rq in queues:
             _bring_back_taken(rq)
     for project_id in training.enqueue_forgotten():
         log.warning("project=%d: a request for training was left over and is taken up", project_id)
@@ -196,25 +208,48 @@ def recover(training: TrainingQueue, prelabelling: PrelabelQueue) -> None:
         log.info("project=%d: tasks are left to pre-label", project_id)
 
 
-def _bring_back_abandoned(rq: Queue, living: Container[str]) -> None:
+def bring_back_abandoned(queues: Sequence[Queue], *, myself: str | None = None) -> set[str]:
+    """Put jobs of dead workers back into their queue, to be run at once.
+
+    Args:
+        queues: whose jobs.
+        myself: name of the worker that looks; None: one that has not begun.
+
+    Returns:
+        Names of the workers that live, `myself` not among them.
+    """
+    living = _forget_dead_workers(queues[0], myself)
+    for rq in queues:
+        _bring_back_of(rq, {*living, myself})
+    return living
+
+
+def _bring_back_of(rq: Queue, living: Set[str | None]) -> None:
     registry = StartedJobRegistry(queue=rq)
-    for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
+    now = time.time()
+    for raw, expires in rq.connection.zrange(registry.key, 0, -1, withscores=True):
+        entry = raw.decode() if isinstance(raw, bytes) else str(raw)
+        job_id, _, _ = entry.partition(":")
         job = rq.fetch_job(job_id)
-        if job is None or job.worker_name in living:
+        if job is None or (job.worker_name in living and expires > now):
             continue
+        if living != {None} and job.get_status(refresh=False) != JobStatus.STARTED:
+            continue  # taken just now: the name is that of the worker before
         log.warning("job %s: its worker is gone, it goes back to the queue", job_id)
         if job.retries_left:
             job.retry_intervals = [0]
             job.save(include_meta=False)
         # Expired entries are what RQ itself brings back, or fails where no attempt is left.
-        rq.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
+        rq.connection.zadd(registry.key, {entry: 0}, xx=True)
     registry.cleanup()
 
 
-def _forget_dead_workers(rq: Queue) -> set[str]:
-    """Names of the workers that live; those of this machine whose process is gone are struck off."""
+def _forget_dead_workers(rq: Queue, myself: str | None) -> set[str]:
+    """Names of the other workers that live; those of this machine whose process is gone are struck off."""
     living = set()
     for worker in Worker.all(connection=rq.connection, serializer=JSONSerializer):
+        if worker.name == myself:
+            continue
         if worker.hostname == socket.gethostname() and worker.pid and not _lives(int(worker.pid)):
             worker.register_death()
             # RQ keeps the entry for a minute, for its own statistics.
@@ -226,7 +261,7 @@ def _forget_dead_workers(rq: Queue) -> set[str]:
 
 def _lives(pid: int) -> bool:
     if pid == os.getpid():
-        return False  # we have not begun: a former self that lost Redis, or the container's former life
+        return False  # a former self that lost Redis, or the container's former life
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

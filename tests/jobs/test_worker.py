@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import redis
 import torch
@@ -205,6 +206,65 @@ def test_a_job_whose_worker_was_killed_is_taken_up_at_the_next_start(
     assert [record.job_id for record in JobHistory(settings.data_dir).list(7)] == [job_id]  # one run covered both
     assert VersionStore(settings.data_dir).current(7) is not None
     assert queue.status(7) is None
+
+
+def test_a_job_whose_worker_was_killed_is_taken_up_by_another_worker_and_its_process_ends(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    label_studio.free.clear()
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    first = start_worker(settings, label_studio.url, before=NOTE_PROCESS, MARK=str(tmp_path / "mark"))
+    assert label_studio.asked.wait(60)
+    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
+    horse = int((tmp_path / "mark").read_text())
+    label_studio.asked.clear()
+    second = start_worker(settings, label_studio.url, VLM_RECONCILE_S="1")  # looks after things each second
+    try:
+        first.kill()  # the job's process goes on, and knows nothing of it
+        first.wait()
+        assert label_studio.asked.wait(60), "the other worker has not taken it up"
+        assert psutil.pid_exists(horse)
+        label_studio.free.set()
+        until(lambda: len(JobHistory(settings.data_dir).list(7)) > 0, "a run has ended", 120)
+        until(lambda: not psutil.pid_exists(horse), "the process of the dead worker has ended", 60)
+        until(lambda: queue.status(7) is None, "nothing is left to do", 60)
+    finally:
+        second.terminate()
+        second.wait()
+    (record,) = [record for record in JobHistory(settings.data_dir).list(7) if record.outcome == "published"]
+    assert (record.job_id, record.version) == (job_id, 1)
+    assert VersionStore(settings.data_dir).numbers(7) == (1,)
+
+
+def test_a_jobs_process_that_has_outlived_its_worker_gives_the_job_back(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, tmp_path: Path
+) -> None:
+    label_studio.free.clear()
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    worker = start_worker(settings, label_studio.url, before=NOTE_PROCESS, MARK=str(tmp_path / "mark"))
+    assert label_studio.asked.wait(60)
+    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
+    horse = int((tmp_path / "mark").read_text())
+    worker.kill()
+    worker.wait()
+    label_studio.free.set()
+    until(lambda: not psutil.pid_exists(horse), "it has ended", 60)
+    job = fetch(connection, job_id)
+    assert (job.get_status().value, job.meta["problem"]) == ("queued", "its worker is gone")
+    assert VersionStore(settings.data_dir).numbers(7) == ()
+    burst(settings, label_studio.url)
+    assert [(r.job_id, r.outcome) for r in JobHistory(settings.data_dir).list(7)] == [(job_id, "published")]
+
+
+NOTE_PROCESS = """
+import os
+from pathlib import Path
+import training_jobs.jobs as jobs
+def noted(*args, original=jobs._train):
+    Path(os.environ["MARK"]).write_text(str(os.getpid()))
+    return original(*args)
+jobs._train = noted
+"""
 
 
 def test_the_last_attempt_of_a_job_that_is_killed_is_a_failure_and_a_waiting_request_follows(
