@@ -70,8 +70,7 @@ class TrainingWorker(Worker):
     def get_heartbeat_ttl(self, job: Job, working_time: float = 0.0) -> int:
         """Seconds until a job without a further sign of life counts as abandoned."""
         rqs_slack_s = 60
-        ttl = super().get_heartbeat_ttl(job, working_time)  # type: ignore[no-untyped-call]  # RQ leaves it untyped
-        return int(ttl) - rqs_slack_s + _SILENCE_S
+        return super().get_heartbeat_ttl(job, working_time) - rqs_slack_s + _SILENCE_S
 
     def run_maintenance_tasks(self) -> None:
         """What an idle worker does every 15 seconds, also between jobs."""
@@ -226,12 +225,10 @@ def bring_back_abandoned(queues: Sequence[Queue], *, myself: str | None = None) 
 
 def _bring_back_of(rq: Queue, living: Set[str | None]) -> None:
     registry = StartedJobRegistry(queue=rq)
-    now = time.time()
-    for raw, expires in rq.connection.zrange(registry.key, 0, -1, withscores=True):
-        entry = raw.decode() if isinstance(raw, bytes) else str(raw)
-        job_id, _, _ = entry.partition(":")
+    expired = set(registry.get_expired_job_ids())
+    for job_id, execution_id in registry.get_job_and_execution_ids(cleanup=False):
         job = rq.fetch_job(job_id)
-        if job is None or (job.worker_name in living and expires > now):
+        if job is None or (job.worker_name in living and job_id not in expired):
             continue
         if living != {None} and job.get_status(refresh=False) != JobStatus.STARTED:
             continue  # taken just now: the name is that of the worker before
@@ -240,7 +237,7 @@ def _bring_back_of(rq: Queue, living: Set[str | None]) -> None:
             job.retry_intervals = [0]
             job.save(include_meta=False)
         # Expired entries are what RQ itself brings back, or fails where no attempt is left.
-        rq.connection.zadd(registry.key, {entry: 0}, xx=True)
+        rq.connection.zadd(registry.key, {f"{job_id}:{execution_id}": 0}, xx=True)
     registry.cleanup()
 
 
