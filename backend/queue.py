@@ -78,6 +78,18 @@ return nil
 """
 """Count a request where the project's job waits or runs; returns the job and RQ's status of it."""
 
+_PROMOTE = """
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
+    local project = string.match(id, '^train%-p(%d+)%-')
+    if not project or redis.call('EXISTS', ARGV[2] .. project .. ARGV[3]) == 0 then
+        return redis.call('LINSERT', KEYS[1], 'BEFORE', id, ARGV[1])
+    end
+end
+return redis.call('RPUSH', KEYS[1], ARGV[1])
+"""
+"""Move a waiting job before the first one that nobody waits for in person, so behind those that somebody does."""
+
 State = Literal["queued", "running", "retrying"]
 
 
@@ -191,13 +203,15 @@ class TrainingQueue:
         self._timeout_s = timeout_s
         self.rq = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
         self._count = connection.register_script(_COUNT)
+        self._promote = connection.register_script(_PROMOTE)
 
     def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
         """Ask for one training of the project that sees everything saved until now.
 
         Args:
             project_id: Label Studio's id.
-            reason: for people; `START_TRAINING` marks a request made on purpose.
+            reason: for people; `START_TRAINING` marks a request made on purpose, by somebody who waits: it goes before
+                all others, in the order of such requests. Otherwise projects take turns, for each has one job at most.
 
         Raises:
             ValueError: `project_id` is not a positive integer.
@@ -215,6 +229,8 @@ class TrainingQueue:
             )
             if counted is not None:
                 known_id, known_status = (str(_text(item)) for item in counted)
+                if reason == START_TRAINING:
+                    self._first(known_id)
                 return RequestOutcome(known_id, "already queued" if known_status in _WAITING else "will follow")
             with self._redis.pipeline() as pipe:
                 try:
@@ -231,7 +247,14 @@ class TrainingQueue:
                     pipe.execute()
                 except redis.WatchError:  # another request was faster, or a job has just ended: look again
                     continue
+                if reason == START_TRAINING:
+                    self._first(job_id)
                 return RequestOutcome(job_id, "queued")
+
+    def _first(self, job_id: str) -> None:
+        """Let a job go before all that were not asked for on purpose; nothing where it does not wait in the queue."""
+        before, after = _Keys(0).forced.split("0")
+        self._promote(keys=[self.rq.key], args=[job_id, before, after])
 
     def begin(self, project_id: int, job_id: str) -> Begun | None:
         """Called by the job before it reads anything: from here on requests are not covered by it.
@@ -273,6 +296,7 @@ class TrainingQueue:
                     if _text(pipe.get(keys.job)) != job_id:
                         return None
                     behind = int(pipe.get(keys.requested) or 0) > int(pipe.get(keys.seen) or 0)
+                    forced = bool(pipe.exists(keys.forced))
                     pipe.multi()
                     following = self._enqueue(pipe, keys, "requested during a training") if behind else None
                     if following is None:
@@ -280,6 +304,8 @@ class TrainingQueue:
                     pipe.execute()
                 except redis.WatchError:
                     continue
+                if following is not None and forced:
+                    self._first(following)
                 return following
 
     def cancel(self, project_id: int) -> Cancelled:

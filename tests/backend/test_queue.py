@@ -413,3 +413,38 @@ def test_a_running_training_that_no_worker_looks_after_is_marked(queue: Training
     queue.request_training(7, reason="ANNOTATION_CREATED")
     SimpleWorker([queue.rq], connection=queue.rq.connection, serializer=JSONSerializer).work(burst=True)
     assert seen == ["stopping", True]
+
+
+def test_a_button_press_goes_before_background_runs_in_the_order_of_presses(queue: TrainingQueue) -> None:
+    for project_id in (1, 2, 3):
+        queue.request_training(project_id, reason="ANNOTATION_CREATED")
+    queue.request_training(4, reason=START_TRAINING)
+    queue.request_training(3, reason="ANNOTATION_UPDATED")  # waits already, and goes on waiting where it is
+    queue.request_training(2, reason=START_TRAINING)  # waits already, and moves up
+    queue.request_training(2, reason=START_TRAINING)  # once
+    assert [job.project_id for job in queue.jobs()] == [4, 2, 1, 3]
+
+
+def test_projects_take_turns_however_many_corrections_one_has(queue: TrainingQueue) -> None:
+    for project_id in (1, 1, 1, 2, 1, 1, 3):
+        queue.request_training(project_id, reason="ANNOTATION_CREATED")
+    first = current_job(queue, 1)
+    assert [job.project_id for job in queue.jobs()] == [1, 2, 3]
+    queue.rq.pop_job_id()  # a worker takes it
+    queue.begin(1, first)
+    Job.fetch(first, connection=queue.rq.connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
+    queue.request_training(1, reason="ANNOTATION_CREATED")
+    queue.finish(1, first)
+    assert [job.project_id for job in queue.jobs()] == [2, 3, 1]
+
+
+def test_a_press_during_a_run_is_for_the_one_that_follows(queue: TrainingQueue) -> None:
+    job_id = queue.request_training(1, reason="ANNOTATION_CREATED").job_id
+    queue.request_training(2, reason="ANNOTATION_CREATED")
+    queue.rq.pop_job_id()
+    queue.begin(1, job_id)
+    Job.fetch(job_id, connection=queue.rq.connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
+    assert queue.request_training(1, reason=START_TRAINING).state == "will follow"
+    assert [job.project_id for job in queue.jobs()] == [2]
+    queue.finish(1, job_id)  # what follows it is waited for
+    assert [job.project_id for job in queue.jobs()] == [1, 2]
