@@ -27,6 +27,7 @@ from torch import Tensor
 
 from backend.manifest import Cuts
 from training_jobs import split
+from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.recipes import finetune_decoder, tune_conditions
 from training_jobs.recipes.calibrate import Calibration, Tally, calibrate, measure
 from training_jobs.recipes.config import RecipeConfig
@@ -89,6 +90,7 @@ class Climb:
         labels: Labels,
         config: RecipeConfig,
         tick: Tick,
+        checkpoints: FitCheckpoints | None = None,
     ) -> None:
         """Nothing is learned yet.
 
@@ -99,10 +101,12 @@ class Climb:
             labels: their names and phrases.
             config: all settings. With equal input and threads, two runs on a CPU give equal bits.
             tick: see `Tick`.
+            checkpoints: where fits that are finished are found again; None: nowhere.
 
         Raises:
             ValueError: no example.
         """
+        self._checkpoints = checkpoints
         if not examples:
             raise ValueError("nothing to train on: give at least one corrected image")
         ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
@@ -187,9 +191,12 @@ class Climb:
         if not about:
             return self._prompts.conditions.clone()
         config = self._config
-        return tune_conditions.tune(
-            self._start, examples, self._prompts, about, config.conditions, config.decoder, tick
-        )
+
+        def fit() -> State:
+            shared, own = config.decoder, config.conditions
+            return {"conditions": tune_conditions.tune(self._start, examples, self._prompts, about, own, shared, tick)}
+
+        return self._once(phase, fit)["conditions"]
 
     def _ask_options(self) -> dict[Option, Told]:
         """What images say of each option, of the labels that have it."""
@@ -239,7 +246,14 @@ class Climb:
         steps = self._config.decoder.steps
         tick = self._work.begin(phase, "decoder")
         prompts = replace(self._prompts, conditions=table)
-        return finetune_decoder.fit(self._start, examples, prompts, self._config.decoder, (steps,), tick)[steps]
+        config = self._config.decoder
+        return self._once(
+            phase, lambda: finetune_decoder.fit(self._start, examples, prompts, config, (steps,), tick)[steps]
+        )
+
+    def _once(self, phase: str, fit: Callable[[], State]) -> State:
+        """What a fit comes to, found again where a former run of this training has finished it."""
+        return fit() if self._checkpoints is None else self._checkpoints.get_or_fit(phase, fit)
 
     def _share(self, fitted: Sequence[State], tables: Sequence[Tensor], without: Told) -> tuple[float, Told]:
         """How far to go towards the fitted weights: where labels gain most at cuts that would be used."""

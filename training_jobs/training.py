@@ -6,12 +6,15 @@ version, publishes it when it is better. Knows nothing of queues; `training_jobs
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 import vlm_core
 from backend import atomic
@@ -29,13 +32,14 @@ from training_jobs.annotation_state import Mark, Reading, Stamps
 from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
+from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.fitting import Project, compare, compare_by_folds, encode_examples, labels_of
 from training_jobs.label_history import keep_label_history, label_history
 from training_jobs.ladder import Climb
 from training_jobs.promote import MIN_IMAGES, Score, judge
 from training_jobs.recipes.config import RecipeConfig, read_recipe
 from training_jobs.report_record import Extremes, LossCurve, report_files
-from training_jobs.version_record import Result, draft_manifest, label_changes
+from training_jobs.version_record import Result, draft_manifest, label_changes, own_version
 
 log = logging.getLogger(__name__)
 
@@ -175,6 +179,7 @@ def _learn(
     examples, prompts = encode_examples(
         project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
     )
+    checkpoints = FitCheckpoints(directory, _of_the_fits(fingerprint, model.fingerprint, training))
     climb = Climb(
         project.decoder,
         examples,
@@ -182,6 +187,7 @@ def _learn(
         labels_of(project, training),
         config,
         lambda phase, share, loss: report(phase, 0.25 + 0.7 * share, loss),
+        checkpoints,
     )
     learned = climb.learn()
     report("comparing", 0.95, None)
@@ -195,6 +201,7 @@ def _learn(
     metrics = {"choice": dict(learned.chosen), "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
     files = report_files(scores, corrections.images, extremes, curve, seed=config.decoder.seed)
     version = store.write(project_id, learned.state, draft, metrics, files)
+    checkpoints.clear()
     result = Result(
         "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
     )
@@ -207,6 +214,12 @@ def _learn(
             result = replace(result, outcome="pinned", reason=f"{verdict.reason}; {error}")
     atomic.write_json(last, {"fingerprint": fingerprint, "stamps": corrections.stamps})
     return result
+
+
+def _of_the_fits(fingerprint: str, model: str, training: Sequence[CorrectedImage]) -> str:
+    """Names all that decides what fits come to: annotations and settings, weights, images, and what computes."""
+    parts = [fingerprint, model, own_version(), str(torch.__version__), *sorted(image.sha256 for image in training)]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
 def _read_plan(client: Any, data_dir: Path, project_id: int) -> PredictionPlan:

@@ -89,7 +89,7 @@ def draft_manifest(
             name=NAME,
             settings=project.config.model_dump(mode="json"),
             chosen=dict(learned.chosen),
-            versions={"label-studio-vlm-backend": _own_version(), "torch": str(torch.__version__)},
+            versions={"label-studio-vlm-backend": own_version(), "torch": str(torch.__version__)},
         ),
         **dict(learned.cuts),
         seed=project.config.decoder.seed,
@@ -104,7 +104,8 @@ def draft_manifest(
     )
 
 
-def _own_version() -> str:
+def own_version() -> str:
+    """This release's version; "unknown" where it is not installed."""
     try:
         return importlib.metadata.version("label-studio-vlm-backend")
     except importlib.metadata.PackageNotFoundError:

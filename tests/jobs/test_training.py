@@ -20,6 +20,7 @@ from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
+from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
 from training_jobs.recipes.tune_conditions import ConditionsConfig
@@ -244,6 +245,78 @@ def test_giving_up_from_within_leaves_no_version(project: LabelStudio, settings:
     with pytest.raises(ImagesAwayError):
         run(project, settings, report=report)
     assert VersionStore(settings.data_dir).numbers(7) == ()
+
+
+@pytest.mark.parametrize("damage", [False, True])
+def test_a_training_that_was_cut_goes_on_after_its_last_fit_and_ends_with_the_same_bits(
+    project: LabelStudio, settings: Settings, monkeypatch: pytest.MonkeyPatch, damage: bool
+) -> None:
+    undisturbed = settings.model_copy(update={"data_dir": settings.data_dir.with_name("undisturbed")})
+    run(project, undisturbed)
+
+    def cut(phase: str, share: float, loss: float | None) -> None:
+        if phase == "trying the decoder, 2 of 2":
+            raise ImagesAwayError("as if it were killed")
+
+    with pytest.raises(ImagesAwayError):
+        run(project, settings, report=cut)
+    kept = sorted((settings.data_dir / "projects" / "7" / "training").rglob("*.safetensors"))
+    # Two folds' phrases and those of all images, and the first fold's decoder.
+    assert [path.stem for path in kept] == [
+        "learning-phrases",
+        "trying-phrases-1-of-2",
+        "trying-phrases-2-of-2",
+        "trying-the-decoder-1-of-2",
+    ]
+    if damage:
+        kept[-1].write_bytes(kept[-1].read_bytes()[:-100])
+    fitted: list[str] = []
+    fit = FitCheckpoints.get_or_fit
+
+    def counted(self: FitCheckpoints, name: str, how: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        def noted() -> dict[str, torch.Tensor]:
+            fitted.append(name)
+            return how()
+
+        return fit(self, name, noted)
+
+    monkeypatch.setattr(FitCheckpoints, "get_or_fit", counted)
+    assert run(project, settings).outcome == "published"
+    assert fitted == [
+        *(["trying the decoder, 1 of 2"] if damage else []),
+        "trying the decoder, 2 of 2",
+        "learning the decoder",
+    ]
+    assert equal(weights(settings, 1), weights(undisturbed, 1))
+    assert not (settings.data_dir / "projects" / "7" / "training").exists()
+
+
+def test_another_correction_makes_a_training_begin_anew(project: LabelStudio, settings: Settings) -> None:
+    def cut(phase: str, share: float, loss: float | None) -> None:
+        if phase == "learning phrases":
+            raise ImagesAwayError("as if it were killed")
+
+    def kept() -> set[Path]:
+        return set((settings.data_dir / "projects" / "7" / "training").rglob("*.safetensors"))
+
+    with pytest.raises(ImagesAwayError):
+        run(project, settings, report=cut)
+    before = kept()
+    project.change(project.annotations[1][0])
+    with pytest.raises(ImagesAwayError):
+        run(project, settings, report=cut)
+    assert len(before) == len(kept()) == 2
+    assert not before & kept()
+
+
+def test_a_disk_that_takes_no_checkpoints_costs_only_the_resuming(
+    project: LabelStudio, settings: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    directory = settings.data_dir / "projects" / "7"
+    directory.mkdir(parents=True)
+    (directory / "training").write_bytes(b"")  # in the way
+    assert run(project, settings).outcome == "published"
+    assert "cannot be written" in caplog.text
 
 
 def test_too_few_images_are_an_outcome_not_an_error(settings: Settings) -> None:
