@@ -384,6 +384,36 @@ def test_a_training_that_was_asked_for_is_still_one_after_its_process_was_killed
     assert JobHistory(settings.data_dir).list(7)[0].outcome == "not better"  # and not "nothing new"
 
 
+FULL_DISK = """
+import os, resource, signal
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(os.environ["MOST_BYTES"]),) * 2)
+"""
+"""No file may grow beyond that: as on a full disk, writes fail in the kernel."""
+
+
+def test_a_full_disk_ends_in_a_clear_error_and_the_serving_version_stays(
+    queue: TrainingQueue, settings: Settings, label_studio: LabelStudio
+) -> None:
+    queue.request_training(7, reason=START_TRAINING)
+    burst(settings, label_studio.url)
+    store = VersionStore(settings.data_dir)
+    before = store.current(7)
+    assert before is not None
+    most = before.weights_path.stat().st_size // 2
+    queue.request_training(7, reason=START_TRAINING)
+    worker = start_worker(settings, label_studio.url, "--burst", before=FULL_DISK, MOST_BYTES=str(most))
+    assert worker.wait(120) == 0
+    live = queue.status(7)
+    assert live is not None
+    assert live.state == "retrying"  # somebody may make room
+    assert "File too large. Make room, mend the permissions, or choose another VLM_DATA_DIR" in live.problem
+    now = store.current(7)
+    assert now is not None
+    assert (now.number, store.numbers(7)) == (1, (1,))
+    assert sorted(path.name for path in (store.project_dir(7) / "versions").iterdir()) == ["001"]
+
+
 def test_redis_may_die_while_a_job_runs(
     queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio
 ) -> None:
