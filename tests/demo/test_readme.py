@@ -13,6 +13,7 @@ import pytest
 import typer
 
 from backend import cli
+from backend.commands.groups import ListByDefault
 from backend.label_studio.config import parse_label_config
 from backend.settings import Settings, variable_name
 
@@ -38,6 +39,8 @@ def parse(line: str) -> None:
     while hasattr(command, "commands"):
         if not words:
             return  # a group that is only named, like `vlm train`
+        if isinstance(command, ListByDefault) and words[0] not in command.commands:
+            words.insert(0, "list")
         name = words.pop(0)
         assert name in command.commands, f"there is no command {name!r}: {line}"
         command = command.commands[name]
