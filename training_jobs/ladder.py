@@ -35,8 +35,8 @@ from training_jobs.recipes.finetune_decoder import Example, PromptTable, State, 
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import join_state
 
-Tick = Callable[[str, float, float], None]
-"""Called often with phase, done share of the whole (0 to 1) and loss; may raise to give up."""
+Tick = Callable[[str, float, float | None], None]
+"""Called often with phase, done share of the whole (0 to 1) and, while fitting, loss; may raise to give up."""
 
 Option = str | float
 """Of a label's conditions: one of the two names below, or how far to go from the text's towards what was learned."""
@@ -417,24 +417,21 @@ class _Work:
         self._costs = {"conditions": float(config.conditions.steps), "decoder": 2.0 * config.decoder.steps}
         self._total = (folds + 1) * (self._costs["conditions"] + (self._costs["decoder"] if with_decoder else 0.0))
         self._done = 0.0
-        self._phase, self._loss = "choosing", 0.0
 
     def begin(self, phase: str, kind: str) -> Callable[[float, float], None]:
         """Progress of one fit."""
         base, cost = self._done, self._costs[kind]
         self._done += cost
-        self._phase = phase
 
         def tick(share: float, loss: float) -> None:
-            self._loss = loss
             self._tick(phase, min(1.0, (base + cost * share) / self._total), loss)
 
         return tick
 
     def end(self) -> None:
         """Say that all is done: what did not pay was not trained to the end."""
-        self._tick("choosing", 1.0, self._loss)
+        self._tick("choosing", 1.0, None)
 
     def alive(self) -> None:
         """Say that it goes on, between fits."""
-        self._tick("choosing", min(1.0, self._done / self._total), self._loss)
+        self._tick("choosing", min(1.0, self._done / self._total), None)

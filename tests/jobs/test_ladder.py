@@ -33,7 +33,7 @@ NEW = PromptTable(torch.stack([-2 * UNIT[3], -2 * UNIT[4], 2 * UNIT[0] - 2 * UNI
 """Phrases that are far from what the decoder of `taught` knows."""
 
 
-def quiet(phase: str, share: float, loss: float) -> None: ...
+def quiet(phase: str, share: float, loss: float | None) -> None: ...
 
 
 def climb(
