@@ -19,6 +19,7 @@ DEMO_DIR ?=
 PYTEST_ARGS ?=
 SOAK_MINUTES ?= 10
 SOAK_TASKS ?= 10000
+SOAK_KILLS ?= 50
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-18s %s\n", $$1, $$2}'
@@ -58,10 +59,11 @@ test-fast: venv ## tests that need no Label Studio
 test-e2e: venv venv-label-studio ## tests on a real Label Studio, a real Redis and a worker
 	VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio $(BIN)/pytest -m e2e $(PYTEST_ARGS)
 
-soak: venv venv-label-studio ## SOAK_MINUTES of predictions, then SOAK_TASKS pre-labelled with kills; writes benchmarks/PRELABEL.md
+soak: venv venv-label-studio ## SOAK_MINUTES of predictions, SOAK_TASKS pre-labelled and trainings with kills; writes benchmarks/PRELABEL.md and KILLS.md
 	$(BIN)/python benchmarks/soak.py --minutes $(SOAK_MINUTES)
 	$(BIN)/python benchmarks/prelabel_soak.py --tasks $(SOAK_TASKS) \
 		--label-studio $(LABEL_STUDIO_VENV)/bin/label-studio --write
+	$(BIN)/python -m benchmarks.training_kills --kills $(SOAK_KILLS) --write
 
 bench: venv ## the engine against its references, on an idle machine; writes benchmarks/RESULTS.md
 	$(BIN)/python -m benchmarks.bench

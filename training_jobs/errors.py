@@ -7,7 +7,6 @@ TrainingError (vlm_core.errors.VLMError)
 └── GivenUpError          try again, or somebody else does already
     ├── ProjectBusyError  another job of the project holds its lock
     ├── LockLostError     this job lost its lock: another may have taken over
-    ├── WorkerGoneError   the job's process has outlived its worker
     └── ImagesAwayError   too many images could not be fetched, for reasons that may pass
 """
 
@@ -42,10 +41,6 @@ class ProjectBusyError(GivenUpError):
 
 class LockLostError(GivenUpError):
     """The job lost its lock, as after a long sleep of the machine: another may have taken over."""
-
-
-class WorkerGoneError(GivenUpError):
-    """The job's process has outlived its worker: nobody would notice if it died too."""
 
 
 class ImagesAwayError(GivenUpError):

@@ -27,7 +27,7 @@ from backend.prelabel_queue import PrelabelQueue, PrelabelRequest
 from backend.queue import TrainingQueue, save_progress
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionError, VersionStore
-from training_jobs.errors import GivenUpError, WorkerGoneError
+from training_jobs.errors import GivenUpError
 from training_jobs.job_log import log_job
 from training_jobs.lock import ProjectLock, release_dead
 from vlm_core.errors import VLMError
@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _PROGRESS_EVERY_S = 1.0
+
+_WORKER_GONE = 70
+"""Exit code; for people."""
 
 CANCELLED = "it was cancelled"
 
@@ -198,7 +201,7 @@ def _prune(settings: Settings, store: VersionStore, project_id: int) -> None:
 
 
 class _Reporter:
-    """Notes progress in the job about once a second, and gives up when the lock is lost or the worker is gone."""
+    """Notes progress in the job about once a second; gives up when the lock is lost, ends when the worker is gone."""
 
     def __init__(self, job: Job, check: Callable[[], None]) -> None:
         self._job = job
@@ -209,10 +212,13 @@ class _Reporter:
         self._began = time.monotonic()
 
     def __call__(self, phase: str, share: float, loss: float | None) -> None:
+        if os.getppid() != self._worker:
+            # Nobody notes signs of life for this process any more, so another worker brings the job back. To say
+            # anything to Redis now would bring it back twice.
+            log.warning("job %s: its worker is gone, so this process ends", self._job.id)
+            logging.shutdown()
+            os._exit(_WORKER_GONE)
         self._check()
-        if os.getppid() != self._worker:  # nobody notes signs of life for this process any more
-            self._job.retry_intervals = [0]
-            raise WorkerGoneError("its worker is gone")
         now = time.monotonic()
         if phase == self._phase and now < self._next:
             return

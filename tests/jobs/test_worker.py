@@ -231,12 +231,11 @@ def test_a_job_whose_worker_was_killed_is_taken_up_by_another_worker_and_its_pro
     finally:
         second.terminate()
         second.wait()
-    (record,) = [record for record in JobHistory(settings.data_dir).list(7) if record.outcome == "published"]
-    assert (record.job_id, record.version) == (job_id, 1)
+    assert [(r.job_id, r.outcome) for r in JobHistory(settings.data_dir).list(7)] == [(job_id, "published")]
     assert VersionStore(settings.data_dir).numbers(7) == (1,)
 
 
-def test_a_jobs_process_that_has_outlived_its_worker_gives_the_job_back(
+def test_a_jobs_process_that_has_outlived_its_worker_ends_and_the_job_is_run_once_more(
     queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, tmp_path: Path
 ) -> None:
     label_studio.free.clear()
@@ -249,9 +248,8 @@ def test_a_jobs_process_that_has_outlived_its_worker_gives_the_job_back(
     worker.wait()
     label_studio.free.set()
     until(lambda: not psutil.pid_exists(horse), "it has ended", 60)
-    job = fetch(connection, job_id)
-    assert (job.get_status().value, job.meta["problem"]) == ("queued", "its worker is gone")
     assert VersionStore(settings.data_dir).numbers(7) == ()
+    assert queue.rq.job_ids == []  # the next worker brings it back: twice would be run twice
     burst(settings, label_studio.url)
     assert [(r.job_id, r.outcome) for r in JobHistory(settings.data_dir).list(7)] == [(job_id, "published")]
 
