@@ -73,7 +73,7 @@ def feature_files(settings: Settings) -> DiskCache:
 
 def connect_queue(settings: Settings) -> TrainingQueue:
     """The training queue of the settings; see `backend.redis_connection.connect_redis` for what it raises."""
-    return TrainingQueue(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), timeout_s=settings.train_timeout_s)
+    return TrainingQueue.of(connect_redis(settings, timeout_s=_REDIS_TIMEOUT_S), settings)
 
 
 def connect_prelabelling(settings: Settings) -> PrelabelQueue:

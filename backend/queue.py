@@ -28,8 +28,8 @@ import logging
 import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from typing import Any, Literal
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any, Literal
 
 import redis
 from redis.client import Pipeline
@@ -39,6 +39,9 @@ from rq.exceptions import InvalidJobOperation, NoSuchJobError
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
+
+if TYPE_CHECKING:
+    from backend.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +82,10 @@ return nil
 """Count a request where the project's job waits or runs; returns the job and RQ's status of it."""
 
 _PROMOTE = """
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then return 0 end
+if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then
+    if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 0 end
+    redis.call('HSET', ARGV[4] .. ARGV[1], 'status', 'queued')
+end
 for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
     local project = string.match(id, '^train%-p(%d+)%-')
     if not project or redis.call('EXISTS', ARGV[2] .. project .. ARGV[3]) == 0 then
@@ -88,7 +94,8 @@ for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
 end
 return redis.call('RPUSH', KEYS[1], ARGV[1])
 """
-"""Move a waiting job before the first one that nobody waits for in person, so behind those that somebody does."""
+"""Move a job that waits, in the queue or for its time, before the first one that nobody waits for in person, and so
+behind those that somebody does."""
 
 State = Literal["queued", "running", "retrying"]
 
@@ -192,18 +199,26 @@ class VersionNotice:
 class TrainingQueue:
     """Requests for training, and the state of the jobs. Safe to share between threads."""
 
-    def __init__(self, connection: redis.Redis, *, timeout_s: int = 3600) -> None:
+    def __init__(self, connection: redis.Redis, *, timeout_s: int = 3600, wait_s: float = 0.0) -> None:
         """No request is made to Redis here.
 
         Args:
             connection: from `connect_redis`; must return bytes (no `decode_responses`).
             timeout_s: after which a job is stopped.
+            wait_s: how long a job waits for further corrections before it is queued; not one that was asked for on
+                purpose. Of use where workers have a scheduler, as `vlm worker` has.
         """
         self._redis = connection
         self._timeout_s = timeout_s
+        self._wait_s = wait_s
         self.rq = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
         self._count = connection.register_script(_COUNT)
         self._promote = connection.register_script(_PROMOTE)
+
+    @classmethod
+    def of(cls, connection: redis.Redis, settings: Settings) -> TrainingQueue:
+        """With the times of the settings; for whoever makes jobs."""
+        return cls(connection, timeout_s=settings.train_timeout_s, wait_s=settings.train_wait_s)
 
     def request_training(self, project_id: int, *, reason: str) -> RequestOutcome:
         """Ask for one training of the project that sees everything saved until now.
@@ -243,7 +258,7 @@ class TrainingQueue:
                     pipe.sadd(_PROJECTS, project_id)
                     if reason == START_TRAINING:
                         pipe.set(keys.forced, 1)
-                    job_id = self._enqueue(pipe, keys, reason)
+                    job_id = self._enqueue(pipe, keys, reason, at_once=reason == START_TRAINING)
                     pipe.execute()
                 except redis.WatchError:  # another request was faster, or a job has just ended: look again
                     continue
@@ -252,9 +267,10 @@ class TrainingQueue:
                 return RequestOutcome(job_id, "queued")
 
     def _first(self, job_id: str) -> None:
-        """Let a job go before all that were not asked for on purpose; nothing where it does not wait in the queue."""
+        """Let a job go now, before all that were not asked for on purpose; nothing where it does not wait."""
         before, after = _Keys(0).forced.split("0")
-        self._promote(keys=[self.rq.key], args=[job_id, before, after])
+        keys = [self.rq.key, ScheduledJobRegistry(queue=self.rq).key]
+        self._promote(keys=keys, args=[job_id, before, after, Job.key_for("")])
 
     def begin(self, project_id: int, job_id: str) -> Begun | None:
         """Called by the job before it reads anything: from here on requests are not covered by it.
@@ -298,7 +314,9 @@ class TrainingQueue:
                     behind = int(pipe.get(keys.requested) or 0) > int(pipe.get(keys.seen) or 0)
                     forced = bool(pipe.exists(keys.forced))
                     pipe.multi()
-                    following = self._enqueue(pipe, keys, "requested during a training") if behind else None
+                    following = (
+                        self._enqueue(pipe, keys, "requested during a training", at_once=forced) if behind else None
+                    )
                     if following is None:
                         pipe.delete(keys.job)
                     pipe.execute()
@@ -371,7 +389,7 @@ class TrainingQueue:
                     if int(pipe.get(keys.requested) or 0) <= int(pipe.get(keys.seen) or 0):
                         continue
                     pipe.multi()
-                    self._enqueue(pipe, keys, "request left over from an ended worker")
+                    self._enqueue(pipe, keys, "request left over from an ended worker", at_once=True)
                     pipe.execute()
                 except redis.WatchError:
                     continue  # somebody else takes care of it at this moment
@@ -426,10 +444,11 @@ class TrainingQueue:
         pipe.watch(Job.key_for(job_id))
         return job_id, _text(pipe.hget(Job.key_for(job_id), "status"))
 
-    def _enqueue(self, pipe: Pipeline, keys: _Keys, reason: str) -> str:
+    def _enqueue(self, pipe: Pipeline, keys: _Keys, reason: str, *, at_once: bool) -> str:
         """Add a new job to the transaction and make it the project's."""
         job_id = f"train-p{keys.project_id}-{uuid.uuid4().hex[:12]}"
-        self.rq.enqueue_call(
+        waits = self._wait_s > 0 and not at_once
+        job = self.rq.create_job(
             TRAIN_FUNCTION,
             args=(keys.project_id,),
             job_id=job_id,
@@ -441,8 +460,12 @@ class TrainingQueue:
             on_failure=Callback(FAILURE_CALLBACK, timeout=60),
             on_stopped=Callback(STOPPED_CALLBACK, timeout=60),
             meta={"project_id": keys.project_id, "reason": reason},
-            pipeline=pipe,
+            status=JobStatus.SCHEDULED if waits else JobStatus.QUEUED,
         )
+        if waits:
+            self.rq.schedule_job(job, datetime.now(UTC) + timedelta(seconds=self._wait_s), pipeline=pipe)
+        else:
+            self.rq.enqueue_job(job, pipeline=pipe)
         pipe.sadd(Queue.redis_queues_keys, self.rq.key)
         pipe.set(keys.job, job_id)
         return job_id

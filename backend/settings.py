@@ -239,6 +239,13 @@ class Settings(BaseSettings):
         validation_alias=AliasChoices("VLM_TRAIN_MIN_ANNOTATIONS"),
         description="New annotations that an automatic training needs; the button always trains.",
     )
+    train_wait_s: float = Field(
+        0.0,
+        ge=0,
+        le=86400,
+        validation_alias=AliasChoices("VLM_TRAIN_WAIT_S"),
+        description="Seconds that an automatic training waits for further corrections, from the first one on. 0: none.",
+    )
     prelabel_after_publish: str = Field(
         "off",
         validation_alias=AliasChoices("VLM_PRELABEL_AFTER_PUBLISH"),

@@ -91,13 +91,13 @@ def on_failure(
     project_id = int(job.args[0])
     _record(settings, job, project_id, "failed", reason)
     release_dead(connection, project_id, job.id)
-    TrainingQueue(connection, timeout_s=settings.train_timeout_s).finish(project_id, job.id)
+    TrainingQueue.of(connection, settings).finish(project_id, job.id)
 
 
 def on_stopped(job: Job, connection: redis.Redis) -> None:
     """Called by RQ, in the worker's parent, when it has stopped a job that was cancelled."""
     settings = load_settings()
-    _give_up(settings, job, int(job.args[0]), TrainingQueue(connection, timeout_s=settings.train_timeout_s))
+    _give_up(settings, job, int(job.args[0]), TrainingQueue.of(connection, settings))
 
 
 def _give_up(settings: Settings, job: Job, project_id: int, queue: TrainingQueue) -> None:
@@ -112,7 +112,7 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
     from training_jobs.version_record import published_result
 
     settings = load_settings()
-    queue = TrainingQueue(job.connection, timeout_s=settings.train_timeout_s)
+    queue = TrainingQueue.of(job.connection, settings)
     if queue.is_cancelled(project_id, job.id):  # its worker died before it could be told
         _give_up(settings, job, project_id, queue)
         return {"outcome": "cancelled", "reason": CANCELLED, "version": None}

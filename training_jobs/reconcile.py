@@ -161,7 +161,7 @@ def reconcile(client: LabelStudioSource, settings: Settings, connection: redis.R
         redis.RedisError: Redis is away.
     """
     store, found = VersionStore(settings.data_dir), Found()
-    queue = TrainingQueue(connection, timeout_s=settings.train_timeout_s)
+    queue = TrainingQueue.of(connection, settings)
     for project_id in store.project_ids():
         try:
             _Project(project_id, client, settings, connection, queue, found).look(store)

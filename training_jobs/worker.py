@@ -155,7 +155,7 @@ def run_worker(settings: Settings, *, queues: Sequence[str] = QUEUES, burst: boo
 
 def _work(connection: redis.Redis, settings: Settings, queues: Sequence[str], *, burst: bool) -> bool:
     """Work with one connection; returns whether the worker has ended as it should."""
-    training, prelabelling = TrainingQueue(connection, timeout_s=settings.train_timeout_s), PrelabelQueue(connection)
+    training, prelabelling = TrainingQueue.of(connection, settings), PrelabelQueue(connection)
     by_name = {"training": training.rq, "prelabel": prelabelling.rq}
     reconciles = "training" in queues and not burst
     try:

@@ -6,6 +6,8 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -13,10 +15,13 @@ import redis
 from rq import SimpleWorker
 from rq.job import Job, JobStatus
 from rq.registry import ScheduledJobRegistry
+from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from backend import queue as queue_module
+from backend.parts import connect_queue
 from backend.queue import START_TRAINING, Begun, RequestOutcome, TrainingQueue, save_progress
+from backend.settings import Settings
 from tests.private_redis import private_redis
 
 
@@ -448,3 +453,71 @@ def test_a_press_during_a_run_is_for_the_one_that_follows(queue: TrainingQueue) 
     assert [job.project_id for job in queue.jobs()] == [2]
     queue.finish(1, job_id)  # what follows it is waited for
     assert [job.project_id for job in queue.jobs()] == [1, 2]
+
+
+def due(queue: TrainingQueue) -> list[str]:
+    """Jobs that wait for their time, though it were to come."""
+    return ScheduledJobRegistry(queue=queue.rq).get_jobs_to_schedule(timestamp=2**40)
+
+
+def test_a_training_waits_for_further_corrections_and_they_do_not_put_it_off(connection: redis.Redis) -> None:
+    queue = TrainingQueue(connection, wait_s=3600)
+    first = queue.request_training(7, reason="ANNOTATION_CREATED")
+    registry = ScheduledJobRegistry(queue=queue.rq)
+    when = registry.get_scheduled_time(first.job_id)
+    assert 3500 < (when - datetime.now(UTC)).total_seconds() <= 3600
+    assert queue.request_training(7, reason="ANNOTATION_CREATED") == RequestOutcome(first.job_id, "already queued")
+    assert (due(queue), registry.get_scheduled_time(first.job_id), queue.rq.job_ids) == ([first.job_id], when, [])
+    live = queue.status(7)
+    assert live is not None
+    assert (live.state, live.reason) == ("queued", "ANNOTATION_CREATED")
+    assert queue.cancel(7) == "removed"
+    assert due(queue) == []
+
+
+def test_a_button_press_does_not_wait(connection: redis.Redis) -> None:
+    queue = TrainingQueue(connection, wait_s=3600)
+    waiting = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    pressed = queue.request_training(8, reason=START_TRAINING).job_id
+    assert (queue.rq.job_ids, due(queue)) == ([pressed], [waiting])
+    assert queue.request_training(7, reason=START_TRAINING).job_id == waiting
+    assert (queue.rq.job_ids, due(queue)) == ([pressed, waiting], [])
+    assert Job.fetch(waiting, connection=connection, serializer=JSONSerializer).get_status() == JobStatus.QUEUED
+
+
+def test_a_job_that_has_waited_is_run_by_a_worker(connection: redis.Redis, jobs: Jobs) -> None:
+    queue = TrainingQueue(connection, wait_s=1e-3)
+    seen: list[object] = []
+    jobs.body = lambda project_id: seen.append(queue.begin(project_id, current_job(queue)))
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    queue.request_training(7, reason="ANNOTATION_CREATED")
+    scheduler = RQScheduler([queue.rq], connection=connection, serializer=JSONSerializer)
+    scheduler.acquire_locks()
+    try:
+        while due(queue):
+            scheduler.enqueue_scheduled_jobs()
+    finally:
+        scheduler.release_locks()
+    SimpleWorker([queue.rq], connection=connection, serializer=JSONSerializer).work(burst=True)
+    assert seen == [Begun(seen=2, forced=False)]
+
+
+def test_what_follows_a_training_waits_too_but_not_what_was_asked_for(connection: redis.Redis) -> None:
+    queue = TrainingQueue(connection, wait_s=3600)
+    for reason, waits in (("ANNOTATION_CREATED", True), (START_TRAINING, False)):
+        job_id = queue.request_training(7, reason=START_TRAINING).job_id
+        queue.rq.pop_job_id()
+        queue.begin(7, job_id)
+        Job.fetch(job_id, connection=connection, serializer=JSONSerializer).set_status(JobStatus.STARTED)
+        queue.request_training(7, reason=reason)
+        following = queue.finish(7, job_id)
+        assert (queue.rq.job_ids, due(queue)) == (([], [following]) if waits else ([following], []))
+        queue.cancel(7)
+
+
+def test_the_servers_queue_waits_as_the_settings_say(tmp_path: Path) -> None:
+    with private_redis(tmp_path):
+        queue = connect_queue(Settings(data_dir=tmp_path, train_wait_s=3600, train_timeout_s=77))
+        job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+        assert due(queue) == [job_id]
+        assert Job.fetch(job_id, connection=queue.rq.connection, serializer=JSONSerializer).timeout == 77
