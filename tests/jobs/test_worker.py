@@ -244,6 +244,7 @@ def test_a_jobs_process_that_has_outlived_its_worker_ends_and_the_job_is_run_onc
     assert label_studio.asked.wait(60)
     until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
     horse = int((tmp_path / "mark").read_text())
+    assert (tmp_path / "mark.omp").read_text() == "passive"  # it shares its cores with others
     worker.kill()
     worker.wait()
     label_studio.free.set()
@@ -260,6 +261,7 @@ from pathlib import Path
 import training_jobs.jobs as jobs
 def noted(*args, original=jobs._train):
     Path(os.environ["MARK"]).write_text(str(os.getpid()))
+    Path(os.environ["MARK"]).with_suffix(".omp").write_text(os.environ["OMP_WAIT_POLICY"])
     return original(*args)
 jobs._train = noted
 """
