@@ -16,6 +16,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -114,9 +115,14 @@ def wait_until_idle(queue: TrainingQueue, limit_s: float = 600.0) -> None:
         time.sleep(0.2)
 
 
-def train_undisturbed(label_studio: LabelStudio, settings: Settings) -> StoredVersion:
-    """One training of what is annotated now, with a queue and a store of its own."""
-    settings.data_dir.mkdir()
+def train_undisturbed(label_studio: LabelStudio, settings: Settings, split: Path) -> StoredVersion:
+    """One training of what is annotated now, with a queue and a store of its own.
+
+    Which images are held out was decided when each was first seen, by what was annotated then: that much is taken over.
+    """
+    project = VersionStore(settings.data_dir).project_dir(PROJECT)
+    project.mkdir(parents=True)
+    shutil.copy(split, project)
     with private_redis(settings.data_dir) as connection:
         queue = TrainingQueue(connection)
         queue.request_training(PROJECT, reason=START_TRAINING)
@@ -166,7 +172,9 @@ def soak(kills: int, seed: int, directory: Path) -> list[tuple[str, str]]:
         read = json.loads((store.project_dir(PROJECT) / "last_training.json").read_text())["stamps"]
         now = {str(item["id"]): item["updated_at"] for found in label_studio.annotations.values() for item in found}
         undisturbed = train_undisturbed(
-            label_studio, settings.model_copy(update={"data_dir": directory / "undisturbed"})
+            label_studio,
+            settings.model_copy(update={"data_dir": directory / "undisturbed"}),
+            store.project_dir(PROJECT) / "split.json",
         )
     seconds = time.monotonic() - began
     outcomes = Counter(record.outcome for record in JobHistory(settings.data_dir).list(PROJECT))
