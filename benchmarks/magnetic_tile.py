@@ -33,13 +33,11 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import vlm_core
-from backend.label_studio.client import LabelStudioClient
-from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.settings import Settings
 from backend.versions import StoredVersion, VersionStore
-from tests.jobs.label_studio import TOKEN, LabelStudio, brush, serve
+from tests.jobs.label_studio import LabelStudio, brush, serve
+from tests.jobs.one_training import train
 from training_jobs.recipes.config import read_recipe
-from training_jobs.training import train_version
 from vlm_core.model import Model
 
 PAGE = Path(__file__).parent / "MAGNETIC_TILE.md"
@@ -95,21 +93,12 @@ def project_of(photographs: Sequence[Photograph]) -> LabelStudio:
     return label_studio
 
 
-def train(photographs: Sequence[Photograph], settings: Settings) -> tuple[str, StoredVersion | None, float]:
+def learn(photographs: Sequence[Photograph], settings: Settings) -> tuple[str, StoredVersion | None, float]:
     """What the gate said, the version, and seconds."""
-    store, began = VersionStore(settings.data_dir), time.monotonic()
-    with serve(project_of(photographs)) as label_studio, LabelStudioClient(label_studio.url, TOKEN) as client:
-        images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
-        result = train_version(
-            7,
-            settings,
-            client=client,
-            fetcher=ImageFetcher(images, client),
-            token=store.next_token(7),
-            forced=True,
-            report=lambda phase, share, loss: None,
-            config=read_recipe(None),
-        )
+    began = time.monotonic()
+    with serve(project_of(photographs)) as label_studio:
+        result = train(label_studio, settings, read_recipe(None))
+    store = VersionStore(settings.data_dir)
     version = None if result.version is None else store.get(7, result.version)
     return f"{result.outcome}: {result.reason}", version, time.monotonic() - began
 
@@ -184,7 +173,7 @@ def main() -> None:
     for count in SIZES:
         with tempfile.TemporaryDirectory() as directory:
             settings = Settings(data_dir=Path(directory), checkpoint=arguments.checkpoint, device="cpu")
-            gate, version, seconds = train(pool[:count], settings)
+            gate, version, seconds = learn(pool[:count], settings)
             row: dict[str, Any] = {"images": count, "gate": gate, "seconds": seconds}
             row["iou"] = ious(model, version, test)
         row["probe"] = probe(embedded[0][:count], embedded[1], names[:count], true)

@@ -38,7 +38,8 @@ from backend.queue import START_TRAINING, TrainingQueue
 from backend.settings import Settings
 from backend.versions import StoredVersion, VersionStore
 from tests.jobs.demo_project import scenes_project
-from tests.jobs.label_studio import TOKEN, LabelStudio, serve
+from tests.jobs.label_studio import LabelStudio, serve
+from tests.jobs.test_worker import start_worker
 from tests.private_redis import private_redis
 
 HERE = Path(__file__).parent
@@ -52,20 +53,14 @@ LONGEST_S = 12.0
 
 def worker(settings: Settings, url: str) -> subprocess.Popen[bytes]:
     """`vlm worker`, which looks after things each second."""
-    kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "TMPDIR") if name in os.environ}
-    environment = kept | {
-        "VLM_CHECKPOINT": settings.checkpoint,
-        "VLM_DATA_DIR": str(settings.data_dir),
-        "VLM_DEVICE": "cpu",
-        "LABEL_STUDIO_URL": url,
-        "LABEL_STUDIO_API_KEY": TOKEN,
-        "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": str(HERE.parent),
-        "VLM_TRAIN_RECIPE": json.dumps(RECIPE),
-        "VLM_RECONCILE_S": "1",
-        "LOG_LEVEL": "ERROR",
-    }
-    return subprocess.Popen([sys.executable, "-c", "from backend.cli import main; main()", "worker"], env=environment)
+    return start_worker(
+        settings,
+        url,
+        PYTHONPATH=str(HERE.parent),
+        VLM_TRAIN_RECIPE=json.dumps(RECIPE),
+        VLM_RECONCILE_S="1",
+        LOG_LEVEL="ERROR",
+    )
 
 
 def kill(process: subprocess.Popen[bytes], chance: random.Random) -> str:

@@ -7,14 +7,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.label_studio.client import LabelStudioClient
-from backend.label_studio.images import ImageConfig, ImageFetcher
-from backend.settings import Settings
-from backend.versions import VersionStore
-from tests.jobs.label_studio import TOKEN, LabelStudio, brush
-from training_jobs.recipes.config import RecipeConfig
-from training_jobs.training import train_version
-from training_jobs.version_record import Result
+from tests.jobs.label_studio import LabelStudio, brush
 from vlm_core.demo.scenes import generate_scene
 
 LABELS = ("circle", "square", "star")
@@ -49,20 +42,3 @@ def add_scenes(label_studio: LabelStudio, count: int, *, draw: Draw | None = Non
         drawn = masks if draw is None else draw(number, masks)
         task_id = label_studio.add_task(np.asarray(scene.image))
         label_studio.annotate(task_id, [brush(label, mask) for label, mask in drawn.items()])
-
-
-def train(label_studio: LabelStudio, settings: Settings, config: RecipeConfig) -> Result:
-    """One training of what is annotated now, as the worker does it."""
-    store = VersionStore(settings.data_dir)
-    with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
-        images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
-        return train_version(
-            7,
-            settings,
-            client=client,
-            fetcher=ImageFetcher(images, client),
-            token=store.next_token(7),
-            forced=True,
-            report=lambda phase, share, loss: None,
-            config=config,
-        )

@@ -12,8 +12,9 @@ import pytest
 
 from backend.settings import Settings
 from backend.versions import VersionStore
-from tests.jobs.demo_project import LABELS, Masks, add_scenes, scenes_project, train
+from tests.jobs.demo_project import LABELS, Masks, add_scenes, scenes_project
 from tests.jobs.label_studio import LabelStudio, serve
+from tests.jobs.one_training import train
 from training_jobs.recipes.config import RecipeConfig
 
 CLEAN, BATCH = 40, 32

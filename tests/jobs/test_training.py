@@ -12,19 +12,17 @@ import numpy as np
 import pytest
 import torch
 
-from backend.label_studio.client import LabelStudioClient
-from backend.label_studio.images import ImageConfig, ImageFetcher
 from backend.settings import Settings
 from backend.version_report import read_picture, read_report
 from backend.versions import VersionStore
-from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
+from tests.jobs.label_studio import LabelStudio, brush, corrected_project, picture, serve
+from tests.jobs.one_training import train
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
 from training_jobs.recipes.tune_conditions import ConditionsConfig
-from training_jobs.training import train_version
 from training_jobs.version_record import Result
 
 QUICK = RecipeConfig(
@@ -57,19 +55,7 @@ def run(
     token: int | None = None,
     report: Callable[[str, float, float | None], None] = lambda phase, share, loss: None,
 ) -> Result:
-    store = VersionStore(settings.data_dir)
-    with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
-        images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
-        return train_version(
-            7,
-            settings,
-            client=client,
-            fetcher=ImageFetcher(images, client),
-            token=store.next_token(7) if token is None else token,
-            forced=forced,
-            report=report,
-            config=config,
-        )
+    return train(label_studio, settings, config, forced=forced, token=token, report=report)
 
 
 def weights(settings: Settings, number: int) -> dict[str, torch.Tensor]:

@@ -211,12 +211,7 @@ def test_a_job_whose_worker_was_killed_is_taken_up_at_the_next_start(
 def test_a_job_whose_worker_was_killed_is_taken_up_by_another_worker_and_its_process_ends(
     queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, tmp_path: Path
 ) -> None:
-    label_studio.free.clear()
-    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
-    first = start_worker(settings, label_studio.url, before=NOTE_PROCESS, MARK=str(tmp_path / "mark"))
-    assert label_studio.asked.wait(60)
-    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
-    horse = int((tmp_path / "mark").read_text())
+    first, job_id, horse = start_training(queue, connection, settings, label_studio, tmp_path / "mark")
     label_studio.asked.clear()
     second = start_worker(settings, label_studio.url, VLM_RECONCILE_S="1")  # looks after things each second
     try:
@@ -238,12 +233,7 @@ def test_a_job_whose_worker_was_killed_is_taken_up_by_another_worker_and_its_pro
 def test_a_jobs_process_that_has_outlived_its_worker_ends_and_the_job_is_run_once_more(
     queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, tmp_path: Path
 ) -> None:
-    label_studio.free.clear()
-    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
-    worker = start_worker(settings, label_studio.url, before=NOTE_PROCESS, MARK=str(tmp_path / "mark"))
-    assert label_studio.asked.wait(60)
-    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
-    horse = int((tmp_path / "mark").read_text())
+    worker, job_id, horse = start_training(queue, connection, settings, label_studio, tmp_path / "mark")
     assert (tmp_path / "mark.omp").read_text() == "passive"  # it shares its cores with others
     worker.kill()
     worker.wait()
@@ -253,6 +243,18 @@ def test_a_jobs_process_that_has_outlived_its_worker_ends_and_the_job_is_run_onc
     assert queue.rq.job_ids == []  # the next worker brings it back: twice would be run twice
     burst(settings, label_studio.url)
     assert [(r.job_id, r.outcome) for r in JobHistory(settings.data_dir).list(7)] == [(job_id, "published")]
+
+
+def start_training(
+    queue: TrainingQueue, connection: redis.Redis, settings: Settings, label_studio: LabelStudio, mark: Path
+) -> tuple[subprocess.Popen[bytes], str, int]:
+    """A worker, the training that it has begun and that waits for tasks, and the process of it."""
+    label_studio.free.clear()
+    job_id = queue.request_training(7, reason="ANNOTATION_CREATED").job_id
+    worker = start_worker(settings, label_studio.url, before=NOTE_PROCESS, MARK=str(mark))
+    assert label_studio.asked.wait(60)
+    until(lambda: fetch(connection, job_id).get_status().value == "started", "the job runs")
+    return worker, job_id, int(mark.read_text())
 
 
 NOTE_PROCESS = """

@@ -1,0 +1,39 @@
+"""One training of what is annotated now, as the worker does it, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from backend.label_studio.client import LabelStudioClient
+from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.settings import Settings
+from backend.versions import VersionStore
+from tests.jobs.label_studio import TOKEN, LabelStudio
+from training_jobs.recipes.config import RecipeConfig
+from training_jobs.training import train_version
+from training_jobs.version_record import Result
+
+
+def train(
+    label_studio: LabelStudio,
+    settings: Settings,
+    config: RecipeConfig,
+    *,
+    forced: bool = True,
+    token: int | None = None,
+    report: Callable[[str, float, float | None], None] = lambda phase, share, loss: None,
+) -> Result:
+    """Arguments as of `train_version`; `token`: None takes the next one."""
+    store = VersionStore(settings.data_dir)
+    with LabelStudioClient(label_studio.url, TOKEN, sleep=lambda seconds: None) as client:
+        images = ImageConfig(cache_dir=settings.data_dir / "images", label_studio_url=label_studio.url)
+        return train_version(
+            7,
+            settings,
+            client=client,
+            fetcher=ImageFetcher(images, client),
+            token=store.next_token(7) if token is None else token,
+            forced=forced,
+            report=report,
+            config=config,
+        )
