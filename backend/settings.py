@@ -384,6 +384,11 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return environment
 
 
+def environment_default(name: str, value: str) -> None:
+    """Set an environment variable of this process and its children, unless it is set already."""
+    os.environ.setdefault(name, value)
+
+
 def variable_name(attribute: str) -> str:
     """The environment variable of a setting, the first one where there are several."""
     alias = Settings.model_fields[attribute].validation_alias

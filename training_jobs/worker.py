@@ -37,7 +37,7 @@ from backend.prelabel_queue import PrelabelQueue
 from backend.queue import TrainingQueue
 from backend.redis_connection import connect_redis
 from backend.redis_server import RedisUnavailableError
-from backend.settings import Settings
+from backend.settings import Settings, environment_default
 from training_jobs.errors import ProcessEndedError
 from training_jobs.jobs import FORESEEN
 from training_jobs.reconcile import plan_reconcile, reconcile_queue
@@ -161,7 +161,7 @@ def share_cores() -> None:
     one spins on is what the other waits for: measured on two cores beside one busy process, a step took 125 ms
     spinning and 59 ms sleeping. Read when torch is loaded, so by the processes of jobs.
     """
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    environment_default("OMP_WAIT_POLICY", "passive")
 
 
 def _work(connection: redis.Redis, settings: Settings, queues: Sequence[str], *, burst: bool) -> bool:
