@@ -14,6 +14,8 @@ The rule, for people:
   probability, and every label whose score reaches the threshold is chosen (default 0.1), which may be none. It learned
   from one text in thousands that fits, so a clear yes is often no more than some tenths. The region's score is the
   mean of the labels that were chosen; with none, how sure that is.
+- Answers that a version has learned from annotations (`vlm_core.tag_head`): one answer as above; of several answers
+  every label whose own probability reaches the threshold (default 0.5), which may be none.
 """
 
 from __future__ import annotations
@@ -30,10 +32,14 @@ DEFAULT_RELATIVE_THRESHOLD = 0.5
 DEFAULT_OWN_THRESHOLD = 0.1
 """For several answers of a model that says yes or no to each label: the probability from which a label is chosen."""
 
+LEARNED_THRESHOLD = 0.5
+"""For several answers that a version has learned: the probability from which a label is chosen. It was fitted to it."""
+
 RULES: dict[str, object] = {
-    "revision": 2,
+    "revision": 3,
     "relative_threshold": DEFAULT_RELATIVE_THRESHOLD,
     "own_threshold": DEFAULT_OWN_THRESHOLD,
+    "learned_threshold": LEARNED_THRESHOLD,
 }
 
 

@@ -7,7 +7,7 @@ are decoded together, each with its own phrases.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from vlm_core.visual_prompts import Exemplar
 
 What = TypeVar("What")
+AskTags = Callable[["ServingModel", "ImageFeatures"], "list[TagScore]"]
+"""Asks a model for the scores of tags on one image, best first."""
 
 
 class HashedImage(Protocol):
@@ -194,24 +196,16 @@ class Inference:
         return self._store.compute(("like", id(model)), (features, exemplars), decode, timeout_s, most=1)
 
     def ranking(
-        self,
-        model: ServingModel,
-        features: ImageFeatures,
-        tags: Sequence[str],
-        timeout_s: float,
-        times: Times,
-        *,
-        multiple: bool = False,
+        self, model: ServingModel, features: ImageFeatures, ask: AskTags, timeout_s: float, times: Times
     ) -> list[TagScore]:
-        """Tags, best first; with `multiple`, each with a probability of its own. Raises as `grids` does."""
+        """What `ask` has the model say of an image's tags, best first. Raises as `grids` does."""
 
-        def rank(requests: Sequence[_Asked[tuple[ImageFeatures, Sequence[str]]]]) -> list[list[TagScore]]:
+        def rank(requests: Sequence[_Asked[tuple[ImageFeatures, AskTags]]]) -> list[list[TagScore]]:
             with self._batch("rank_tags", requests, len(requests)):
-                return [model.rank_features(*request.what, multiple=multiple) for request in requests]
+                return [own(model, features) for features, own in (request.what for request in requests)]
 
-        group = ("rank", multiple, id(model))
-        asked = _Asked((features, tags), times)
-        return self._store.compute(group, asked, rank, timeout_s, most=model.encode_batch)
+        asked = _Asked((features, ask), times)
+        return self._store.compute(("rank", id(model)), asked, rank, timeout_s, most=model.encode_batch)
 
     @contextmanager
     def _batch(self, stage: BatchStage, requests: Sequence[_Asked[Any]], images: int) -> Iterator[None]:

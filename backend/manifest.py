@@ -34,18 +34,17 @@ class WeightsFile(_Part):
     """The file with the tensors that differ from the base checkpoint."""
 
     file: str = Field(default="weights.safetensors", pattern=r"^[A-Za-z0-9._-]+$")
-    part: Literal["decoder"] = Field(default="decoder", description="Which part of the model the tensors replace.")
+    part: Literal["decoder"] = Field(
+        default="decoder", description="What the tensors replace: the decoder, where there are any of it; else nothing."
+    )
     sha256: Sha256
     size_bytes: int = Field(ge=1)
 
 
 class TagHead(_Part):
-    """A learned head for tags; its tensors lie in `file` beside the weights."""
+    """Answers that were learned for whole images; their tensors are among the weights (`vlm_core.tag_head`)."""
 
-    file: str = Field(pattern=r"^[A-Za-z0-9._-]+$")
-    sha256: Sha256
-    tags: tuple[str, ...]
-    settings: dict[str, Any] = Field(default_factory=dict)
+    questions: dict[str, tuple[str, ...]] = Field(description="Per control its labels.")
 
 
 class Cuts(_Part):

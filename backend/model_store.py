@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from vlm_core.tag_head import TagHead
     from vlm_core.tags import TagCalibration
     from vlm_core.types import ImageFeatures, MaskLogits, TagScore
     from vlm_core.visual_prompts import Exemplar
@@ -114,8 +115,17 @@ class ServingModel(Protocol):
     def rank_features(self, features: ImageFeatures, tags: Sequence[str], *, multiple: bool = False) -> list[TagScore]:
         """Tags, best first; with `multiple`, each with a probability of its own."""
 
-    def with_decoder(self, state: Mapping[str, torch.Tensor]) -> ServingModel:
-        """The same encoders with other decoder weights, and conditions that were learned for phrases."""
+    @property
+    def tag_heads(self) -> Mapping[str, TagHead]:
+        """Answers that a version has learned, by question."""
+
+    def classify_features(
+        self, features: ImageFeatures, question: str, labels: Mapping[str, Sequence[str]]
+    ) -> list[TagScore]:
+        """Labels of a question that was learned, best first."""
+
+    def with_learned(self, state: Mapping[str, torch.Tensor]) -> ServingModel:
+        """The same encoders with what a version has learned: decoder weights, conditions of phrases, tag heads."""
 
 
 class ModelUnavailableError(VLMError):
@@ -365,7 +375,7 @@ class ModelStore:
                 self._decoders.move_to_end(key)
                 return self._decoders[key]
             # Loading under the lock: some milliseconds, and never twice for two requests that come together.
-            model = base.with_decoder(stored.load_weights())
+            model = base.with_learned(stored.load_weights())
             self._decoders[key] = model
             while len(self._decoders) > self._max_loaded:
                 self._decoders.popitem(last=False)

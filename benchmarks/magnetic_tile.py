@@ -110,7 +110,7 @@ def ious(model: Model, version: StoredVersion | None, test: Sequence[Photograph]
     from vlm_core.evaluate import ABSENT_AREA
 
     cuts = Cuts() if version is None else version.manifest
-    served = model if version is None else model.with_decoder(version.load_weights())
+    served = model if version is None else model.with_learned(version.load_weights())
     conditions = served.encode_text(DEFECTS)
     found: dict[str, list[float]] = {name: [] for name in (*DEFECTS, "marked elsewhere")}
     for one in test:

@@ -8,6 +8,7 @@ Label Studio owns the labels, so everything is read from its API each time. What
   points only.
 - So an annotation of which a region of a known label cannot be read is left out as a whole: it would teach that
   something visible is absent.
+- A control that names things for the whole image teaches by what `backend.label_studio.true_tags` says.
 - A label whose phrase is another one for each task (`model_prompt_from`) is not learned: it has no meaning of its own.
 - The same picture in several tasks counts once, with the annotation that was changed last.
 
@@ -30,6 +31,7 @@ from PIL import Image
 from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.prediction_plan import Shape
+from backend.label_studio.true_tags import TrueTags, agreed_tags, read_choices, tag_controls
 from backend.label_studio.truth import Vote, agreed, annotations_that_count, changed_at, read_drawing
 from training_jobs.annotation_state import Stamps, stamps_of
 from training_jobs.label_history import LabelHistory
@@ -101,6 +103,7 @@ class CorrectedImage:
         size_hw: of the displayed image, px.
         labels: every label that a finished annotation of it speaks about.
         masks: per label that is there; a label of `labels` that is missing here is absent from the image.
+        tags: what was chosen for the whole image, by the control's name; of those that were answered.
         open: fetches the image again (from the cache, as a rule); RGB, as displayed.
     """
 
@@ -111,11 +114,17 @@ class CorrectedImage:
     labels: tuple[TrainLabel, ...]
     masks: Mapping[str, PackedMask]
     open: Callable[[], Image.Image]
+    tags: Mapping[str, TrueTags] = field(default_factory=dict)
 
     @property
     def present(self) -> frozenset[str]:
         """Names of the labels that are there."""
         return frozenset(self.masks)
+
+    @property
+    def names(self) -> frozenset[str]:
+        """Of all labels that are there, and of those that were chosen, each with its control."""
+        return self.present | {tag_name(name, label) for name, own in self.tags.items() for label in own.chosen}
 
     def mask(self, label: str) -> BoolMask:
         """The true mask of a label, bool (H, W); all False where it is absent."""
@@ -130,7 +139,8 @@ class Corrections:
     Attributes:
         images: in the order of their tasks; no picture twice.
         counts: `tasks`, `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`, `outdated` (of
-            labels that the config no longer has only), `no_image`, `image_failed`, `duplicate`.
+            labels that the config no longer has only), `no_image`, `image_failed`, `duplicate`, `disagreed` (of a
+            choice that no label has won).
         failures: up to 20 images that could not be fetched: task and reason.
         stamps: per annotation that could be read (as a string) when it was changed: what "new" is measured against.
         away: images that failed for a reason that may pass.
@@ -169,6 +179,17 @@ def train_labels(plan: PredictionPlan, to_name: str) -> tuple[TrainLabel, ...]:
                 one = TrainLabel(label.label, label.prompts, control.threshold, control.min_area, label.not_prompts)
                 found.setdefault(label.label, one)
     return tuple(found.values())
+
+
+def tag_name(control: str, label: str) -> str:
+    """How a label of a control that names things is called beside labels of masks."""
+    return f"{control}: {label}"
+
+
+def learned_names(plan: PredictionPlan) -> set[str]:
+    """Of all labels that can be learned."""
+    drawn = {label.name for control in plan.controls for label in train_labels(plan, control.to_name)}
+    return drawn | {tag_name(item.from_name, label.label) for item in tag_controls(plan) for label in item.answers}
 
 
 def read_corrections(
@@ -216,8 +237,8 @@ def read_corrections(
 
 def _one_per_image(plan: PredictionPlan) -> list[ControlPlan]:
     """For each image of the config one control whose labels are learned."""
-    drawn = {item.to_name: item for item in plan.controls if item.covers_pixels}
-    return [control for to_name, control in drawn.items() if train_labels(plan, to_name)]
+    teaching = [item for item in plan.controls if item.covers_pixels and train_labels(plan, item.to_name)]
+    return list({item.to_name: item for item in [*tag_controls(plan), *teaching]}.values())
 
 
 def _counting(task: Json, corrections: Corrections) -> list[Json]:
@@ -255,7 +276,9 @@ class _Reader:
             return None
         labels = train_labels(self.plan, control.to_name)
         learned = {item.name for item in labels}
+        questions = tag_controls(self.plan, control.to_name)
         votes: list[Vote] = []
+        answers: dict[str, list[TrueTags]] = {}
         ids: list[int] = []
         for annotation in annotations:
             drawing = read_drawing(annotation["result"], self.plan, control.to_name, learned, fetched.size_hw)
@@ -268,8 +291,19 @@ class _Reader:
             votes.append(Vote(drawing.masks, frozenset(about)))
             ids.append(int(annotation["id"]))
             self.corrections.stamps[str(annotation["id"])] = changed
+            for question in questions:
+                if (answer := self._answer(annotation["result"], question, changed)) is not None:
+                    answers.setdefault(question.from_name, []).append(answer)
+        tags = {}
+        for question in questions:
+            own = answers.get(question.from_name)
+            agreed_on = agreed_tags(own, multiple=question.multiple) if own else None
+            if agreed_on is not None:
+                tags[question.from_name] = agreed_on
+            elif own:
+                counts["disagreed"] += 1
         about = {name for vote in votes for name in vote.about}
-        if not about:
+        if not about and not tags:
             if votes:
                 counts["outdated"] += 1
             return None
@@ -285,5 +319,15 @@ class _Reader:
             labels=tuple(item for item in labels if item.name in about),
             masks={name: PackedMask.of(mask) for name, mask in agreed(votes)},
             open=reopen,
+            tags=tags,
         )
         return max(changed_at(annotation) for annotation in annotations), image
+
+    def _answer(self, result: Sequence[Any], question: ControlPlan, changed: str) -> TrueTags | None:
+        """What an annotation chooses, and what it could have chosen; None where it does not answer."""
+        chosen = read_choices(result, question)
+        if chosen is None:
+            return None
+        offered = (label.label for label in question.answers)
+        able = {one for one in offered if self.history.could_choose(tag_name(question.from_name, one), changed)}
+        return TrueTags(chosen, frozenset(able) | chosen)

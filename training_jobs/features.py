@@ -44,16 +44,33 @@ class FeatureCache:
             view: of the image.
             open_image: gives the RGB image; called only where nothing is cached.
         """
-        key = f"{sha256}-{view.key}-{self._model.fingerprint[:16]}"
+
+        def encode() -> ImageFeatures:
+            encoded = self._model.encode_image(view.image(open_image()))
+            # Tensors made in inference mode cannot take part in training: the copies can.
+            taps = tuple(tap.clone().to("cpu", torch.float16).contiguous() for tap in encoded.taps)
+            return ImageFeatures(taps, encoded.grid_hw)
+
+        return self._kept(f"{sha256}-{view.key}", encode)
+
+    def tags(self, sha256: str, open_image: Callable[[], Image.Image]) -> ImageFeatures:
+        """The embedding of the whole image as tags are ranked by it, float32 on the CPU, (1, E); as for `get`."""
+
+        def encode() -> ImageFeatures:
+            embeds = self._model.encode_image(open_image(), masks=False, tags=True).image_embeds
+            assert embeds is not None  # it was asked for
+            return ImageFeatures((), (0, 0), embeds.clone().to("cpu", torch.float32))
+
+        return self._kept(f"{sha256}-tags", encode)
+
+    def _kept(self, name: str, encode: Callable[[], ImageFeatures]) -> ImageFeatures:
+        key = f"{name}-{self._model.fingerprint[:16]}"
         data = self._disk.get(key)
         if data is not None:
             try:
                 return parse(data)
             except DataError:  # cut short by a full disk, say: made anew
                 self._disk.drop(key)
-        encoded = self._model.encode_image(view.image(open_image()))
-        # Tensors made in inference mode cannot take part in training: the copies can.
-        taps = tuple(tap.clone().to("cpu", torch.float16).contiguous() for tap in encoded.taps)
-        features = ImageFeatures(taps, encoded.grid_hw)
+        features = encode()
         self._disk.put(key, dump(features))
         return features

@@ -60,7 +60,7 @@ class Project:
         """The model that serves now, and where it cuts; its weights are read anew each time."""
         if self.current is None:
             return self.model, Cuts()
-        return self.model.with_decoder(self.current.load_weights()), self.current.manifest
+        return self.model.with_learned(self.current.load_weights()), self.current.manifest
 
 
 def encode_examples(
@@ -125,7 +125,7 @@ def compare(
 ) -> list[Score]:
     """Score the serving version and what was learned on images that neither has learned from."""
     old = project.serving
-    new = project.model.with_decoder(learned.state), learned.cuts
+    new = project.model.with_learned(learned.state), learned.cuts
     found = []
     for image in images:
         view = make_view(image.sha256, 0, geometry=False)

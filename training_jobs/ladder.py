@@ -55,7 +55,7 @@ class Learned:
     """What climbing has found.
 
     Attributes:
-        state: for `Model.with_decoder`: the decoder's weights, float32, CPU, and learned conditions.
+        state: for `Model.with_learned`: the decoder's weights, float32, CPU, and learned conditions.
         cuts: how to decode each label for which that was chosen.
         chosen: JSON: per label the conditions, the decoder's share, and what cross-validation said of both.
     """

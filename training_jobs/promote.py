@@ -35,7 +35,7 @@ MIN_GAIN = 0.01
 MAX_LABEL_LOSS = 0.05
 MAX_ABSENT_RISE = 0.05
 CONFIDENCE = 0.90
-_RESAMPLES = 4000
+RESAMPLES = 4000
 
 
 @dataclass(frozen=True)
@@ -120,13 +120,13 @@ def judge(scores: Sequence[Score], *, seed: int = 0) -> Verdict:
         ValueError: an image and label twice, or a score outside 0..1.
     """
     _check(scores)
-    labels = tuple(_label_result(label, scores) for label in sorted({score.label for score in scores}))
+    labels = label_results(scores)
     gains = _gains(scores)
     images = len({score.image for score in scores})
     if len(gains) < MIN_IMAGES:
         reason = f"{len(gains)} of the {MIN_IMAGES} images that a comparison needs show a label"
         return Verdict(False, reason, images, None, None, labels)
-    gain, low = float(gains.mean()), _lower_bound(gains, seed)
+    gain, low = float(gains.mean()), lower_bound(gains, seed)
     objection = _objection(gain, low, labels) or _invention(scores, seed)
     if objection is None:
         reason = f"mean IoU {gain:+.3f} over {len(gains)} images (at least {low:+.3f} with {CONFIDENCE:.0%} confidence)"
@@ -165,7 +165,7 @@ def _invention(scores: Sequence[Score], seed: int) -> str | None:
     marks = np.array([sum(item.old - item.new for item in found) for found in by_image.values()], dtype=np.float64)
     if marks.sum() / cases.sum() <= MAX_ABSENT_RISE:
         return None
-    drawn = np.random.default_rng(seed).integers(len(cases), size=(_RESAMPLES, len(cases)))
+    drawn = np.random.default_rng(seed).integers(len(cases), size=(RESAMPLES, len(cases)))
     rises = marks[drawn].sum(axis=1) / cases[drawn].sum(axis=1)
     if float(np.quantile(rises, 1 - CONFIDENCE)) <= MAX_ABSENT_RISE:
         return None
@@ -183,10 +183,16 @@ def _gains(scores: Sequence[Score]) -> np.ndarray[Any, np.dtype[np.float64]]:
     return np.array([np.mean(by_image[image]) for image in sorted(by_image)], dtype=np.float64)
 
 
-def _lower_bound(gains: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> float:
+def lower_bound(gains: np.ndarray[Any, np.dtype[np.float64]], seed: int) -> float:
+    """The lower end of the mean's one-sided 90 % interval, from a bootstrap over images."""
     generator = np.random.default_rng(seed)
-    drawn = generator.integers(len(gains), size=(_RESAMPLES, len(gains)))
+    drawn = generator.integers(len(gains), size=(RESAMPLES, len(gains)))
     return float(np.quantile(gains[drawn].mean(axis=1), 1 - CONFIDENCE))
+
+
+def label_results(scores: Sequence[Score]) -> tuple[LabelResult, ...]:
+    """What scores say of each label, by name."""
+    return tuple(_label_result(label, scores) for label in sorted({score.label for score in scores}))
 
 
 def _label_result(label: str, scores: Sequence[Score]) -> LabelResult:

@@ -1,7 +1,8 @@
 """One training of one project, from its annotations to a published version or a clear reason why not.
 
-Reads Label Studio, splits by image, encodes, trains the recipe on the training part, compares once, writes the
-version, publishes it when it is better. Knows nothing of queues; `training_jobs.jobs` runs it.
+Reads Label Studio, splits by image, learns masks and choices from the training part and compares each once
+(`training_jobs.mask_part`, `training_jobs.tag_part`), writes the version, publishes it when a part of it is better.
+Knows nothing of queues; `training_jobs.jobs` runs it.
 """
 
 from __future__ import annotations
@@ -23,23 +24,26 @@ from backend.job_history import JobOutcome
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, PredictionPlan, parse_label_config
 from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.label_studio.true_tags import tag_controls
 from backend.plans import ExtraParams
 from backend.settings import Settings
-from backend.versions import FencedError, PinnedError, StoredVersion, VersionStore
+from backend.versions import FencedError, PinnedError, VersionStore
 from training_jobs import split
 from training_jobs.acceptance import AcceptanceNotes, note_acceptance
 from training_jobs.annotation_state import Mark, Reading, Stamps
-from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, read_corrections, train_labels
+from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, learned_names, read_corrections
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
 from training_jobs.fit_checkpoints import FitCheckpoints
-from training_jobs.fitting import Project, compare, compare_by_folds, encode_examples, labels_of
+from training_jobs.fitting import Project
 from training_jobs.label_history import keep_label_history, label_history
-from training_jobs.ladder import Climb
-from training_jobs.promote import MIN_IMAGES, Score, judge
+from training_jobs.mask_part import learn_masks
+from training_jobs.part import Part, TooFew, within
+from training_jobs.promote import MIN_IMAGES
 from training_jobs.recipes.config import RecipeConfig, read_recipe
 from training_jobs.report_record import Extremes, LossCurve, report_files
-from training_jobs.version_record import Result, draft_manifest, label_changes, own_version
+from training_jobs.tag_part import learn_tags
+from training_jobs.version_record import Result, compose, draft_manifest, label_changes, own_version
 
 log = logging.getLogger(__name__)
 
@@ -106,12 +110,12 @@ def train_version(
     plan = _read_plan(client, settings.data_dir, project_id)
     directory = store.project_dir(project_id)
     mark = Mark.of(client, project_id)
-    if not _names(plan):
+    if not learned_names(plan):
         read = note_acceptance(
             client, project_id, plan, settings.data_dir, lambda: report("reading annotations", 0.5, None)
         )
         _keep_reading(directory, project_id, mark, read)
-        return Result("nothing to learn", "the labelling config has no label of masks, boxes or outlines to learn")
+        return Result("nothing to learn", "the labelling config has no masks, boxes, outlines or choices to learn")
     report("reading corrections", 0.0, None)
     acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
     corrections = _read_corrections(client, fetcher, project_id, plan, directory, report, acceptance)
@@ -152,7 +156,7 @@ def _learn(
 
     bound_gpu_memory(settings)
     model = vlm_core.load(settings.checkpoint, settings.device, "float32")
-    if model.decoder is None:
+    if model.decoder is None and not tag_controls(plan):
         raise CannotTrainError(
             f"{settings.checkpoint} ranks tags but gives no masks: set VLM_CHECKPOINT to one that does"
         )
@@ -161,57 +165,41 @@ def _learn(
     if current is not None and current.manifest.base.fingerprint != model.fingerprint:
         current = None  # of another checkpoint: the base model serves until there is a version of this one
     project = Project(project_id, plan, corrections, model, current, features, config)
-    parts = split.assign(directory / "split.json", [(image.sha256, image.present) for image in corrections.images])
-    training = [image for image in corrections.images if parts[image.sha256] == "training"]
-    held_out = [image for image in corrections.images if parts[image.sha256] == "held out"]
-    fresh = _fresh(training, current)
-    enough = sum(bool(image.masks) for image in held_out) >= MIN_IMAGES
-    deciding = held_out if enough else [*held_out, *fresh]
-    usable = sum(bool(image.masks) for image in deciding)
-    too_few = None
-    if usable < MIN_IMAGES:
-        too_few = f"{usable} of {MIN_IMAGES} images with a label to compare versions on"
-    elif len(training) < (1 if enough else config.choose_from):
-        too_few = f"{len(training)} of {1 if enough else config.choose_from} images to learn from"
-    if too_few is not None:
-        return Result("too few", f"too few corrections: {too_few}", counts=counts)
+    assigned = split.assign(directory / "split.json", [(image.sha256, image.names) for image in corrections.images])
+    training = [image for image in corrections.images if assigned[image.sha256] == "training"]
+    held_out = [image for image in corrections.images if assigned[image.sha256] == "held out"]
 
-    examples, prompts = encode_examples(
-        project, training, lambda share: report("encoding images", 0.05 + 0.2 * share, None)
-    )
     checkpoints = FitCheckpoints(directory, _of_the_fits(fingerprint, model.fingerprint, training))
-    climb = Climb(
-        project.decoder,
-        examples,
-        prompts,
-        labels_of(project, training),
-        config,
-        lambda phase, share, loss: report(phase, 0.25 + 0.7 * share, loss),
-        checkpoints,
-    )
-    learned = climb.learn()
-    report("comparing", 0.95, None)
     extremes = Extremes()
-    scores: list[Score] = [] if enough else compare_by_folds(project, climb.by_folds(), fresh, extremes.see)
-    scores += compare(project, held_out, learned, extremes.see)
-    verdict = judge(scores, seed=config.decoder.seed)
+    learned: list[Part | TooFew] = []
+    if tag_controls(plan):
+        learned.append(learn_tags(project, training, held_out, within(report, 0.03, 0.05)))
+    if model.decoder is not None and any(image.labels for image in corrections.images):
+        learned.append(learn_masks(project, training, held_out, checkpoints, within(report, 0.05, 0.96), extremes.see))
+    parts = [part for part in learned if isinstance(part, Part)]
+    if not parts:
+        reasons = [part.reason for part in learned if isinstance(part, TooFew)] or ["no image says anything of a label"]
+        return Result("too few", f"too few corrections: {'; '.join(reasons)}", counts=counts)
 
-    draft = draft_manifest(project, training, held_out, verdict, learned, by_folds=not enough)
     report("publishing", 0.98, None)
-    metrics = {"choice": dict(learned.chosen), "decided_by": draft.metrics["decided_by"], "verdict": verdict.to_json()}
-    files = report_files(scores, corrections.images, extremes, curve, seed=config.decoder.seed)
-    version = store.write(project_id, learned.state, draft, metrics, files)
+    made = compose(project, parts)
+    if not made.state:
+        atomic.write_json(last, {"fingerprint": fingerprint, "stamps": corrections.stamps})
+        return Result("not better", made.reason, None, label_changes(made.labels), counts)
+    draft = draft_manifest(project, training, held_out, made)
+    metrics = {"choice": made.chosen, "decided_by": draft.metrics["decided_by"], "verdict": made.to_json()}
+    files = report_files(made.scores, corrections.images, extremes, curve, seed=config.decoder.seed)
+    version = store.write(project_id, made.state, draft, metrics, files)
     checkpoints.clear()
-    result = Result(
-        "published" if verdict.better else "not better", verdict.reason, version.number, label_changes(verdict), counts
-    )
-    if verdict.better:
+    changes = label_changes(made.labels)
+    result = Result("published" if made.better else "not better", made.reason, version.number, changes, counts)
+    if made.better:
         try:
             store.publish(project_id, version, token)
         except FencedError as error:
-            return Result("superseded", str(error), version.number, label_changes(verdict), counts)
+            return Result("superseded", str(error), version.number, changes, counts)
         except PinnedError as error:
-            result = replace(result, outcome="pinned", reason=f"{verdict.reason}; {error}")
+            result = replace(result, outcome="pinned", reason=f"{made.reason}; {error}")
     atomic.write_json(last, {"fingerprint": fingerprint, "stamps": corrections.stamps})
     return result
 
@@ -230,11 +218,6 @@ def _read_plan(client: Any, data_dir: Path, project_id: int) -> PredictionPlan:
         raise CannotTrainError(f"project {project_id}: {error}") from error
 
 
-def _names(plan: PredictionPlan) -> set[str]:
-    """Of all labels that can be learned."""
-    return {label.name for control in plan.controls for label in train_labels(plan, control.to_name)}
-
-
 def _read_corrections(
     client: Any,
     fetcher: ImageSource,
@@ -249,7 +232,7 @@ def _read_corrections(
     Raises:
         ImagesAwayError: too many images failed for reasons that may pass.
     """
-    names = _names(plan)
+    names = learned_names(plan)
     history = label_history(directory / "labels.json", sorted(names))
 
     def on_task(task: Json, annotations: Sequence[Json]) -> None:
@@ -300,9 +283,3 @@ def _too_early(
     if 0 < new < least_new:
         return "too few", f"too few corrections: {new} of {least_new} new ones (VLM_TRAIN_MIN_ANNOTATIONS)"
     return None
-
-
-def _fresh(training: Sequence[CorrectedImage], current: StoredVersion | None) -> list[CorrectedImage]:
-    """The training images that the serving version has not learned from: only on them is a comparison fair."""
-    learned = set() if current is None else set(current.manifest.data.training_images)
-    return [image for image in training if image.sha256 not in learned]

@@ -18,6 +18,7 @@ from vlm_core.learned_conditions import split_state
 from vlm_core.preprocess import SEEN_REVISION, ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
 from vlm_core.prompts import PreparedPrompts, Prompt, as_prompts, prepare_prompts
+from vlm_core.tag_head import TagHead, newcomers, split_heads
 from vlm_core.tags import NEUTRAL_TAGS, TagCalibration, against_neutral, single_choice
 from vlm_core.templates import check_templates, fill_template
 from vlm_core.tiles import Tile, choose_windows, segment_windows
@@ -36,7 +37,8 @@ class Model:
         tokenizer: texts -> ids.
         mask_transform, tag_transform: how each half sees an image.
         device, dtype: where and in what precision it computes.
-        learned_conditions: of phrases that a project's version has learned, (E,) each; see `with_decoder`.
+        learned_conditions: of phrases that a project's version has learned, (E,) each; see `with_learned`.
+        tag_heads: answers that it has learned, by question.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Model:
         self.name = name
         self.fingerprint = fingerprint
         self.learned_conditions: dict[str, Tensor] = {}
+        self.tag_heads: dict[str, TagHead] = {}
         self._text_cache = ConditionCache()
 
     @property
@@ -155,6 +158,11 @@ class Model:
         levels = choose_windows((image.height, image.width), self.mask_input_hw, tile)
         grid = segment_windows(self, image, asked.conditions, grid, levels)
         return MaskLogits(asked.answer(grid, (image.height, image.width)), asked.names)
+
+    @property
+    def tag_scale(self) -> float:
+        """CLIP's temperature scale: a softmax over tags takes their cosines times this."""
+        return self._tag_scale
 
     @property
     def tag_calibration(self) -> TagCalibration | None:
@@ -394,35 +402,83 @@ class Model:
         ]
         return sorted(scores, key=lambda s: -s.similarity)
 
-    def with_decoder(self, state: Mapping[str, Tensor]) -> Model:
-        """The same encoders with other decoder weights: how a project's own version is served.
+    @torch.inference_mode()
+    def classify_features(
+        self, features: ImageFeatures, question: str, labels: Mapping[str, Sequence[str]]
+    ) -> list[TagScore]:
+        """Answer a question that was learned; see `vlm_core.tag_head`.
 
         Args:
-            state: the decoder's `state_dict`, and any number of learned conditions (E,), each under its phrase (see
-                `vlm_core.learned_conditions`): masks are asked for with it in place of what the text encoder says.
+            features: of one image, encoded with `tags=True`.
+            question: one of `tag_heads`.
+            labels: those that are offered now, at least one, each with its phrases. One that the head does not know is
+                answered by its best phrase.
+
+        Returns:
+            Labels, best first, each with its probability; `similarity` is its logit.
 
         Raises:
-            CapabilityError: this checkpoint has no decoder.
-            CheckpointMismatchError: the weights are of a decoder of another shape.
+            InputError: no label, a blank phrase, a question that was not learned, or other features.
         """
-        decoder, _ = self._mask_parts()
-        other = CLIPSegDecoder(decoder.config)
-        weights, learned = split_state(state)
-        try:
-            other.load_state_dict(weights)
-        except RuntimeError as error:
-            raise CheckpointMismatchError(f"these decoder weights do not fit {self.name!r}: {error}") from error
-        width = decoder.config.condition_dim
+        head = self.tag_heads.get(question)
+        if head is None or not labels:
+            raise InputError(f"{question!r} was not learned, or offers no label: rank its tags instead")
+        if len(features) != 1 or features.image_embeds is None:
+            raise InputError("classify_features takes the features of one image, encoded with tags=True")
+        image = features.image_embeds[0].to(self.device).float()
+        known = dict(zip(head.labels, head.logits(image), strict=True))
+        for label in newcomers(head, list(labels)):
+            cosine = (self.text_embeds(labels[label]).float() @ image).max()
+            known[label] = head.scale * cosine + head.offset
+        logits = torch.stack([known[label] for label in labels])
+        scores = [
+            TagScore(label, float(p), float(logit))
+            for label, p, logit in zip(labels, head.probabilities(logits).cpu(), logits.cpu(), strict=True)
+        ]
+        return sorted(scores, key=lambda score: -score.similarity)
+
+    def with_learned(self, state: Mapping[str, Tensor]) -> Model:
+        """The same encoders with what a project has learned: how a project's own version is served.
+
+        Args:
+            state: any of: the decoder's `state_dict`, whole; learned conditions (E,), each under its phrase (see
+                `vlm_core.learned_conditions`): masks are asked for with it in place of what the text encoder says;
+                heads for tags (see `vlm_core.tag_head`).
+
+        Raises:
+            CapabilityError: decoder weights, and this checkpoint has no decoder.
+            CheckpointMismatchError: the weights are of a decoder of another shape, or heads and conditions of another
+                width.
+        """
+        others, heads = split_heads(state)
+        weights, learned = split_state(others)
+        width = self.clip.projection_dim
         if wrong := [phrase for phrase, value in learned.items() if value.shape != (width,)]:
             raise CheckpointMismatchError(
                 f"the learned condition of {wrong[0]!r} has shape {tuple(learned[wrong[0]].shape)}, not ({width},): "
                 f"these weights do not fit {self.name!r}"
             )
+        if odd := [question for question, head in heads.items() if head.weight.shape[1] != width]:
+            raise CheckpointMismatchError(
+                f"the learned answers to {odd[0]!r} are for embeddings {heads[odd[0]].weight.shape[1]} wide, those of "
+                f"{self.name!r} are {width} wide"
+            )
         model = Model.__new__(Model)
         model.__dict__.update(self.__dict__)
-        model.decoder = other.to(self.device, self.dtype).eval().requires_grad_(False)
+        if weights:
+            model.decoder = self._other_decoder(weights)
         model.learned_conditions = {p: value.to(self.device, self.dtype) for p, value in learned.items()}
+        model.tag_heads = heads
         return model
+
+    def _other_decoder(self, weights: Mapping[str, Tensor]) -> CLIPSegDecoder:
+        decoder, _ = self._mask_parts()
+        other = CLIPSegDecoder(decoder.config)
+        try:
+            other.load_state_dict(weights)
+        except RuntimeError as error:
+            raise CheckpointMismatchError(f"these decoder weights do not fit {self.name!r}: {error}") from error
+        return other.to(self.device, self.dtype).eval().requires_grad_(False)
 
     def _mask_parts(self) -> tuple[CLIPSegDecoder, ImageTransform]:
         if self.decoder is None or self.mask_transform is None:

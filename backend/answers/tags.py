@@ -5,17 +5,16 @@ They rank their own tags, but for a text area of "phrases": that one names what 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from backend.answers.request import ControlAnswer
 from backend.answers.shapes import DrawnShape
 from backend.answers.view import ImageView
-from backend.choices import choose, choose_each, label_scores, own_scores
 from backend.label_studio.config import ControlPlan
 from backend.label_studio.results import Region, answer_region
 from backend.label_studio.values import Value
+from backend.tag_question import TagQuestion, question_of
 from vlm_core.crops import context_crop
 
 if TYPE_CHECKING:
@@ -35,8 +34,8 @@ def answer_whole(control: ControlPlan, drawn: Sequence[DrawnShape], view: ImageV
     """
     if control.text == "phrases":
         return _name_phrases(control, [shape for shape in drawn if shape.control.to_name == control.to_name], None)
-    asked = _leaves_only(control)
-    return _answer(asked, view.rank(_phrases(asked), multiple=_stands_alone(asked, view)), view, None)
+    question = question_of(control, view.request.model)
+    return _answer(question, view.ask(question), None)
 
 
 def answer_regions(control: ControlPlan, drawn: Sequence[DrawnShape], view: ImageView) -> ControlAnswer:
@@ -54,34 +53,28 @@ def answer_regions(control: ControlPlan, drawn: Sequence[DrawnShape], view: Imag
     if control.text == "phrases":
         named = [_name_phrases(control, [shape], shape.results[0]) for shape in about]
         return ControlAnswer([region for answer in named for region in answer.regions], [])
-    asked = _leaves_only(control)
+    question = question_of(control, view.request.model)
     boxes = [context_crop(shape.box_xyxy_px, view.size_hw) for shape in about]
-    ranked = view.rank_parts(boxes, _phrases(asked), multiple=_stands_alone(asked, view))
+    ranked = view.ask_parts(boxes, question)
     regions: list[Region] = []
     scores: list[float] = []
     for shape, own in zip(about, ranked, strict=True):
-        answer = _answer(asked, own, view, shape.results[0])
+        answer = _answer(question, own, shape.results[0])
         regions += answer.regions
         scores += answer.scores
     return ControlAnswer(regions, [sum(scores) / len(scores)] if scores else [])
 
 
-def _answer(
-    control: ControlPlan,
-    scores: Mapping[str, TagScore],
-    view: ImageView,
-    shape: Region | None,
-) -> ControlAnswer:
-    probabilities = {phrase: score.probability for phrase, score in scores.items()}
-    alone = _stands_alone(control, view)
+def _answer(question: TagQuestion, scores: Sequence[TagScore], shape: Region | None) -> ControlAnswer:
+    control = question.control
     value: Value
     if control.kind == "textarea":
-        ranked = (own_scores if alone else label_scores)(control, probabilities)
+        ranked = question.ranked(scores)
         lines = [(label, p) for label, p in ranked if p >= (control.threshold or 0.0)][: control.top_k]
         value = {"text": [f"{label.label}: {p:.2f}" for label, p in lines]}
         found, score = bool(lines), ranked[0][1] if lines else 1.0 - ranked[0][1]
     else:
-        choice = (choose_each if alone else choose)(control, probabilities)
+        choice = question.choose(scores)
         if control.kind == "taxonomy":
             value = {"taxonomy": [list(label.path) for label in choice.chosen]}
         else:
@@ -107,22 +100,3 @@ def _is_asked(control: ControlPlan, shape: DrawnShape) -> bool:
         and (not control.only_controls or shape.control.from_name in control.only_controls)
         and (not control.only_labels or shape.label.label in control.only_labels)
     )
-
-
-def _leaves_only(control: ControlPlan) -> ControlPlan:
-    """Of a taxonomy, the labels that no other one is below: those above them follow from the path."""
-    if control.kind != "taxonomy":
-        return control
-    above = {label.path[:length] for label in control.labels for length in range(1, len(label.path))}
-    return replace(control, labels=tuple(label for label in control.labels if label.path not in above))
-
-
-def _stands_alone(control: ControlPlan, view: ImageView) -> bool:
-    """Whether each label has a probability of its own: several answers of a model that learned to say yes or no."""
-    several = control.multiple or control.kind == "textarea"
-    return several and view.request.model.tag_calibration is not None
-
-
-def _phrases(control: ControlPlan) -> list[str]:
-    """Every phrase of the control's labels once, in order."""
-    return list(dict.fromkeys(phrase for label in control.labels for phrase in label.prompts))

@@ -11,8 +11,9 @@ import numpy as np
 from backend.answers.request import PredictionRequest
 from backend.decoding import Logits
 from backend.features import Kind
-from backend.inference import HashedImage, ImagePart, Inference
+from backend.inference import AskTags, HashedImage, ImagePart, Inference
 from backend.metrics import Stopwatch, Times
+from backend.tag_question import TagQuestion
 
 if TYPE_CHECKING:
     from vlm_core.runs import RunMask
@@ -98,25 +99,24 @@ class ImageView:
         joined = join_windows(stacked, levels, model.patch_cells, answers).numpy()
         return dict(zip(phrases, joined, strict=True))
 
-    def rank(self, texts: Sequence[str], *, multiple: bool = False) -> dict[str, TagScore]:
-        """How well each text describes the image; with `multiple`, each with a probability of its own."""
-        return self._rank(self._tag_features, texts, multiple)
+    def rank(self, texts: Sequence[str]) -> dict[str, TagScore]:
+        """How well each text describes the image."""
+        scores = self._ranked(self._tag_features, lambda model, features: model.rank_features(features, texts))
+        return {score.tag: score for score in scores}
 
-    def rank_parts(
-        self, boxes_xyxy_px: Sequence[Box], texts: Sequence[str], *, multiple: bool = False
-    ) -> list[dict[str, TagScore]]:
-        """`rank` for parts of the image, encoded together.
+    def ask(self, question: TagQuestion) -> list[TagScore]:
+        """What the image says to a question, best first."""
+        return self._ranked(self._tag_features, question.ask)
 
-        Args:
-            boxes_xyxy_px: in the displayed image, the end exclusive.
-            texts, multiple: as for `rank`.
-        """
-        model, ranked = self.request.model, []
+    def ask_parts(self, boxes_xyxy_px: Sequence[Box], question: TagQuestion) -> list[list[TagScore]]:
+        """`ask` for parts of the image, encoded together; boxes in the displayed image, the end exclusive."""
+        model = self.request.model
+        ranked: list[list[TagScore]] = []
         for start in range(0, len(boxes_xyxy_px), model.encode_batch):
             parts = [ImagePart(self.image, self._in_pixels(box)) for box in boxes_xyxy_px[start:][: model.encode_batch]]
             self.request.check_time()
             features = self._inference.features_of("tags", model, parts, self._remaining(), self._times)
-            ranked += [self._rank(one, texts, multiple) for one in features]
+            ranked += [self._ranked(one, question.ask) for one in features]
         return ranked
 
     @cached_property
@@ -130,10 +130,8 @@ class ImageView:
     def _features(self, kind: Kind) -> ImageFeatures:
         return self._inference.features(kind, self.request.model, self.image, self._remaining(), self._times)
 
-    def _rank(self, features: ImageFeatures, texts: Sequence[str], multiple: bool) -> dict[str, TagScore]:
-        model = self.request.model
-        scores = self._inference.ranking(model, features, texts, self._remaining(), self._times, multiple=multiple)
-        return {score.tag: score for score in scores}
+    def _ranked(self, features: ImageFeatures, ask: AskTags) -> list[TagScore]:
+        return self._inference.ranking(self.request.model, features, ask, self._remaining(), self._times)
 
     def _in_pixels(self, box: Box) -> Box:
         """A box in the pixels that there are, which may be fewer than are displayed."""

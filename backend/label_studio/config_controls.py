@@ -190,7 +190,9 @@ class ConfigReader:
         if mode not in _CHOICE_MODES:
             raise LabelConfigError(where(tag, "choice"), f"Use one of {', '.join(_CHOICE_MODES)}", line=tag.line)
         labels = read_choices(tag, note=self._note(tag))
-        return replace(plan, multiple=mode == "multiple", labels=_some(labels, tag, "Choice"))
+        several = mode == "multiple"
+        empty = several and _always_asked(tag)
+        return replace(plan, multiple=several, labels=_some(labels, tag, "Choice"), empty_means_none=empty)
 
     def _taxonomy(self, tag: Tag) -> ControlPlan:
         plan = self._answer(tag, "taxonomy")
@@ -198,7 +200,10 @@ class ConfigReader:
             raise LeftAloneError("its items come from an address (apiUrl), not from the config")
         most = _limit(plan.top_k, tag.get("maxUsages"))
         labels = read_taxonomy(tag, note=self._note(tag))
-        return replace(plan, multiple=most != 1, top_k=most, labels=_some(labels, tag, "Choice"))
+        empty = most != 1 and _always_asked(tag)
+        return replace(
+            plan, multiple=most != 1, top_k=most, labels=_some(labels, tag, "Choice"), empty_means_none=empty
+        )
 
     def _textarea(self, tag: Tag) -> ControlPlan | None:
         attributes, tags = self._attributes(tag), read_phrases(tag)
@@ -321,6 +326,12 @@ def _some(labels: tuple[LabelPrompt, ...], tag: Tag, item: str) -> tuple[LabelPr
     if tag.get("value"):
         raise LeftAloneError(f"its labels come from the task's data ({tag.get('value')}), not from the config")
     raise LeftAloneError(f"it holds no <{item}> to predict")
+
+
+def _always_asked(tag: Tag) -> bool:
+    """Whether annotators always see a control, and may leave it empty."""
+    conditional = any(each.get("visibleWhen") for each in (tag, *tag.ancestors()))
+    return not conditional and not _is_true(tag, "required")
 
 
 def _is_pointer(tag: Tag) -> bool:

@@ -119,6 +119,8 @@ class ControlPlan:
         text: what a `textarea` is filled with: "tags", its labels ranked, with scores; "phrases", those that were
             asked and found something. "" for all other controls.
         items_from: field of the task's data that holds the items of a `ranker`, a list; None for all others.
+        empty_means_none: a finished annotation without an answer says that none of the labels applies: several may be
+            given, none has to be, and annotators were always asked.
     """
 
     kind: ControlKind
@@ -139,6 +141,7 @@ class ControlPlan:
     only_controls: tuple[str, ...] = ()
     text: Literal["", "tags", "phrases"] = ""
     items_from: str | None = None
+    empty_means_none: bool = False
 
     @property
     def shape(self) -> Shape | None:
@@ -150,6 +153,23 @@ class ControlPlan:
     def covers_pixels(self) -> bool:
         """Whether its regions are areas: masks, boxes and outlines, but not points."""
         return self.shape not in (None, "keypoint")
+
+    @property
+    def answers(self) -> tuple[LabelPrompt, ...]:
+        """The labels that can be answers: of a taxonomy those that no other one is below, for paths name the rest."""
+        if self.kind != "taxonomy":
+            return self.labels
+        above = {label.path[:length] for label in self.labels for length in range(1, len(label.path))}
+        return tuple(label for label in self.labels if label.path not in above)
+
+    @property
+    def learns_tags(self) -> bool:
+        """Whether annotations can teach its answers: choices for the whole image, with labels of their own meaning."""
+        return (
+            self.kind in ("choices", "taxonomy")
+            and not self.per_region
+            and all(label.prompt_from is None for label in self.labels)
+        )
 
     def image_uri(self, data: Mapping[str, Any]) -> str | None:
         """The image's address in a task's data; None where a field is absent or holds no text.
@@ -222,7 +242,10 @@ class PredictionPlan:
         Colours, layout, hot keys and ignored controls are left out, so that a cosmetic edit does not make
         Label Studio predict again.
         """
-        return {"controls": [json.loads(json.dumps(asdict(control))) for control in self.controls]}
+        controls = [json.loads(json.dumps(asdict(control))) for control in self.controls]
+        for control in controls:
+            del control["empty_means_none"]  # it is about annotations
+        return {"controls": controls}
 
     @staticmethod
     def _phrases(controls: Sequence[ControlPlan]) -> tuple[str, ...]:

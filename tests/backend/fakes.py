@@ -17,6 +17,7 @@ from backend.label_studio.images import ImageUnavailableError
 from backend.prelabel_queue import PrelabelProgress
 from backend.queue import Cancelled, LiveJob, QueueCounts, RequestOutcome
 from vlm_core.errors import CapabilityError, CheckpointMismatchError
+from vlm_core.tag_head import TagHead
 from vlm_core.tags import TagCalibration
 from vlm_core.types import ImageFeatures, MaskLogits, TagScore
 from vlm_core.visual_prompts import Exemplar
@@ -106,7 +107,16 @@ class ColourModel:
         scores = [TagScore(t, float(p), float(s)) for t, p, s in zip(tags, probability, similarity, strict=True)]
         return sorted(scores, key=lambda score: -score.probability)
 
-    def with_decoder(self, state: Mapping[str, torch.Tensor]) -> ColourModel:
+    @property
+    def tag_heads(self) -> Mapping[str, TagHead]:
+        return {}
+
+    def classify_features(
+        self, features: ImageFeatures, question: str, labels: Mapping[str, Sequence[str]]
+    ) -> list[TagScore]:
+        raise AssertionError("it has learned no answer")
+
+    def with_learned(self, state: Mapping[str, torch.Tensor]) -> ColourModel:
         if set(state) != {"gain"}:
             raise CheckpointMismatchError(f"these weights do not fit: {sorted(state)}")
         return ColourModel(

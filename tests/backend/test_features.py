@@ -112,4 +112,7 @@ def test_phrases_get_their_own_grids_in_any_order(tmp_path: Path) -> None:
     grids = asked.grids(model, found, ["blue", "red"], 1.0, Times(METRICS))
     assert grids["red"].min() > 5 > -5 > grids["blue"].max()
     tags = asked.features("tags", model, MemoryImage(image, "d" * 64), 1.0, Times(METRICS))
-    assert [score.tag for score in asked.ranking(model, tags, ["blue", "red"], 1.0, Times(METRICS))] == ["red", "blue"]
+    ranked = asked.ranking(
+        model, tags, lambda model, features: model.rank_features(features, ["blue", "red"]), 1.0, Times(METRICS)
+    )
+    assert [score.tag for score in ranked] == ["red", "blue"]

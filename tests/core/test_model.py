@@ -89,28 +89,28 @@ def test_ranking_is_best_first_and_sums_to_one(model: Model) -> None:
 def test_another_decoder_changes_masks_and_leaves_the_first_alone(model: Model) -> None:
     assert model.decoder is not None
     before = model.segment(picture(0), PHRASES).logits
-    other = model.with_decoder({k: v * 1.5 for k, v in model.decoder.state_dict().items()})
+    other = model.with_learned({k: v * 1.5 for k, v in model.decoder.state_dict().items()})
     assert not torch.allclose(other.segment(picture(0), PHRASES).logits, before, atol=0.1)
     torch.testing.assert_close(model.segment(picture(0), PHRASES).logits, before)
     assert other.clip is model.clip
     with pytest.raises(CheckpointError, match="do not fit"):
-        model.with_decoder({"film_mul.weight": torch.zeros(1)})
+        model.with_learned({"film_mul.weight": torch.zeros(1)})
 
 
 def test_a_learned_condition_is_what_its_phrase_asks_for_and_nothing_else_changes(model: Model) -> None:
     assert model.decoder is not None
     learned = model.encode_text([PHRASES[1]])[0]
     state = join_state(model.decoder.state_dict(), {PHRASES[0]: learned})
-    other = model.with_decoder(state)
+    other = model.with_learned(state)
     before, after = (each.segment(picture(0), PHRASES).logits for each in (model, other))
     torch.testing.assert_close(after[0], before[1])  # the first phrase means what the second does now
     torch.testing.assert_close(after[1:], before[1:])
     # What is kept in the shared cache is the text's, whoever asked first.
-    assert torch.equal(model.encode_text(PHRASES), model.with_decoder(model.decoder.state_dict()).encode_text(PHRASES))
+    assert torch.equal(model.encode_text(PHRASES), model.with_learned(model.decoder.state_dict()).encode_text(PHRASES))
     # Tags go by the text.
     torch.testing.assert_close(other.text_embeds(PHRASES), model.text_embeds(PHRASES))
     with pytest.raises(CheckpointError, match=f"condition of {PHRASES[0]!r} has shape"):
-        model.with_decoder(join_state(model.decoder.state_dict(), {PHRASES[0]: learned[:-1]}))
+        model.with_learned(join_state(model.decoder.state_dict(), {PHRASES[0]: learned[:-1]}))
 
 
 def test_threads_get_the_answers_of_one_thread(model: Model) -> None:
@@ -223,7 +223,7 @@ def test_padding_never_changes_a_text(pooling: str) -> None:
 
 def test_a_decoder_reads_grids_that_are_not_square(model: Model) -> None:
     assert model.mask_transform is not None
-    wide = model.with_decoder(model.decoder.state_dict())  # type: ignore[union-attr]  # it has one
+    wide = model.with_learned(model.decoder.state_dict())  # type: ignore[union-attr]  # it has one
     wide.mask_transform = replace(model.mask_transform, size_hw=(32, 64))
     logits = wide.decode(wide.encode_image(picture(0)), wide.encode_text(PHRASES)).logits
     assert logits.shape == (3, 32, 64)

@@ -10,8 +10,20 @@ from backend.settings import Settings
 from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio
 from training_jobs.recipes.config import RecipeConfig
+from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.tune_conditions import ConditionsConfig
 from training_jobs.training import train_version
 from training_jobs.version_record import Result
+
+QUICK = RecipeConfig(
+    folds=2,
+    choose_from=4,
+    decoder_from=8,
+    least_images_known=3,
+    conditions=ConditionsConfig(steps=30),
+    decoder=FinetuneConfig(steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, interpolations=(1.0,), threads=1),
+)
+"""Learns the colours of `tests.jobs.label_studio.picture` in seconds."""
 
 
 def train(

@@ -13,6 +13,7 @@ from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import parse_label_config
 from backend.label_studio.errors import LabelStudioServerError
 from backend.label_studio.images import ImageConfig, ImageFetcher
+from backend.label_studio.true_tags import TrueTags
 from backend.versions import VersionCorruptError
 from tests.jobs.label_studio import CONFIG, TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from training_jobs.corrections import Corrections, PackedMask, read_corrections, train_labels
@@ -243,6 +244,7 @@ def test_corrections_of_every_tool_are_learned(label_studio: LabelStudio, tmp_pa
     # "star" is pointed at only and "target" is another thing in each task: neither can be learned.
     assert [label.name for label in image.labels] == ["blue", "red"]
     assert image.present == {"red", "blue"}
+    assert image.tags == {"tree": TrueTags(frozenset({"red"}), frozenset({"red"}))}
     assert (image.mask("red")[:24, :24].all(), image.mask("red").sum()) == (True, 24 * 24)
     assert (image.mask("blue")[24:].all(), image.mask("blue").sum()) == (True, 24 * 48)
     assert dict(found.counts) == {"tasks": 1, "annotations": 1}

@@ -16,23 +16,12 @@ from backend.settings import Settings
 from backend.version_report import read_picture, read_report
 from backend.versions import VersionStore
 from tests.jobs.label_studio import LabelStudio, brush, corrected_project, picture, serve
-from tests.jobs.one_training import train
+from tests.jobs.one_training import QUICK, train
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.recipes.config import RecipeConfig
-from training_jobs.recipes.finetune_decoder import FinetuneConfig
-from training_jobs.recipes.tune_conditions import ConditionsConfig
 from training_jobs.version_record import Result
-
-QUICK = RecipeConfig(
-    folds=2,
-    choose_from=4,
-    decoder_from=8,
-    least_images_known=3,
-    conditions=ConditionsConfig(steps=30),
-    decoder=FinetuneConfig(steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, interpolations=(1.0,), threads=1),
-)
 
 
 @pytest.fixture

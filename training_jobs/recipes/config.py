@@ -23,6 +23,23 @@ _WIDTH = 100
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
 
 
+class TagsConfig(BaseModel):
+    """Settings of the answers for whole images; see `training_jobs.tag_ladder`.
+
+    Raises:
+        pydantic.ValidationError: a value out of range.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    least_images: int = Field(default=8, ge=4, description="That must be answered before anything is learned.")
+    pulls: tuple[Annotated[float, Field(gt=0.0)], ...] = Field(
+        default=(3.0, 1.0, 0.3, 0.1, 0.03, 0.01),
+        min_length=1,
+        description="Strengths of the pull towards the text that are tried; 1 is strong with ten images.",
+    )
+
+
 class RecipeConfig(BaseModel):
     """See `training_jobs.ladder` for what the settings do.
 
@@ -73,6 +90,7 @@ class RecipeConfig(BaseModel):
     )
     conditions: ConditionsConfig = ConditionsConfig()
     decoder: FinetuneConfig = FinetuneConfig()
+    tags: TagsConfig = TagsConfig()
 
     @model_validator(mode="after")
     def _folds_fit(self) -> RecipeConfig:
