@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from backend.acceptance import AcceptanceReading, AcceptanceStore
 from backend.label_studio.config import PredictionPlan
 from backend.label_studio.truth import annotations_that_count
 from training_jobs.annotation_state import Stamps, stamps_of
-from training_jobs.corrections import Json, TaskSource
+from training_jobs.corrections import Json
 
 log = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ class AcceptanceNotes:
 
 
 def note_acceptance(
-    client: TaskSource, project_id: int, plan: PredictionPlan, data_dir: Path, on_task: Callable[[], Any]
+    tasks: Iterable[Json], project_id: int, plan: PredictionPlan, data_dir: Path, on_task: Callable[[], Any]
 ) -> dict[str, Stamps]:
     """Read all annotations of a project for their acceptance alone.
 
     Args:
-        client: of Label Studio.
+        tasks: of the project, with their annotations and predictions.
         project_id: Label Studio's id.
         plan: its labelling config.
         data_dir: of the settings.
@@ -74,13 +74,10 @@ def note_acceptance(
 
     Returns:
         The annotations that were read, by task; see `training_jobs.annotation_state`.
-
-    Raises:
-        LabelStudioError: Label Studio does not answer, or refuses.
     """
     read: dict[str, Stamps] = {}
     notes = AcceptanceNotes(data_dir, project_id, plan)
-    for task in client.tasks(project_id, only_annotated=True):
+    for task in tasks:
         on_task()
         read[str(task["id"])] = stamps_of(task)
         notes.see(task, annotations_that_count(task, Counter()))

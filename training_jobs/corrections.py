@@ -1,6 +1,6 @@
 """Label Studio's annotations -> images with a true mask for each label: what training learns from.
 
-Label Studio owns the labels, so everything is read from its API each time. What counts:
+Label Studio owns the labels; `training_jobs.task_mirror` has its annotations as they are now. What counts:
 
 - Of several annotations what `backend.label_studio.truth` says.
 - A finished image says something about every label that its annotator could choose: a label without a region is
@@ -20,7 +20,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -40,13 +40,6 @@ from vlm_core.runs import BoolMask
 Json = dict[str, Any]
 
 _MOST_EXACT: tuple[Shape | None, ...] = ("brush", "bitmask", "polygon", "ellipse", "rectangle")
-
-
-class TaskSource(Protocol):
-    """The part of `LabelStudioClient` that is used."""
-
-    def tasks(self, project_id: int, *, only_annotated: bool = False) -> Iterator[Json]:
-        """Tasks with their annotations."""
 
 
 class ImageSource(Protocol):
@@ -193,7 +186,7 @@ def learned_names(plan: PredictionPlan) -> set[str]:
 
 
 def read_corrections(
-    client: TaskSource,
+    tasks: Iterable[Json],
     fetcher: ImageSource,
     project_id: int,
     plan: PredictionPlan,
@@ -204,20 +197,19 @@ def read_corrections(
     """Read a project's annotations and fetch their images.
 
     Args:
-        client: of Label Studio.
+        tasks: of the project, with their annotations; those without any may be missing.
         fetcher: of images.
         project_id: the project.
         plan: its labelling config.
         history: since when it has had each label.
         on_task: called with each task and its annotations that count, before they are read; raises to give up.
 
-    Raises:
-        LabelStudioError: Label Studio does not answer, or refuses. One image that fails is counted instead.
+    An image that fails is counted.
     """
     corrections = Corrections()
     reader = _Reader(fetcher, project_id, plan, history, corrections)
     latest: dict[str, tuple[str, CorrectedImage]] = {}
-    for task in client.tasks(project_id, only_annotated=True):
+    for task in tasks:
         corrections.counts["tasks"] += 1
         corrections.tasks[str(task["id"])] = stamps_of(task)
         annotations = _counting(task, corrections)

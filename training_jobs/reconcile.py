@@ -34,6 +34,7 @@ from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.config import LabelConfigError, parse_label_config
 from backend.label_studio.connection import is_ours
 from backend.label_studio.errors import LabelStudioError, LabelStudioForbiddenError, LabelStudioNotFoundError
+from backend.label_studio.true_tags import tag_controls
 from backend.plans import ExtraParams
 from backend.queue import TrainingQueue
 from backend.settings import Settings, load_settings
@@ -228,7 +229,7 @@ class _Project:
             plan = parse_label_config(label_config, ExtraParams(self.settings.data_dir).of(self.project_id))
         except LabelConfigError:
             return True
-        return bool(plan.prompts)
+        return bool(plan.prompts or tag_controls(plan))
 
     def _is_connected(self) -> bool:
         entries = self.client.ml_backends(self.project_id)

@@ -120,7 +120,12 @@ class TagClimb:
         before = float(np.mean([value for fold in folds for value in fold.plain]))
         after = float(np.mean([value for fold in folds for value in fold.agreed[pull]]))
         worth = after >= before + self._config.least_gain
-        found = {"head": worth, "images": len(self._examples), "agreement": {"phrases": before, "head": after}}
+        found = {
+            "head": worth,
+            "images": len(self._examples),
+            "agreement_of_phrases": before,
+            "agreement_of_head": after,
+        }
         return (pull, found | {"pull": pull}) if worth else (None, found)
 
     def _fit(self, examples: Sequence[TagExample], pull: float) -> TagHead:

@@ -43,6 +43,7 @@ from training_jobs.promote import MIN_IMAGES
 from training_jobs.recipes.config import RecipeConfig, read_recipe
 from training_jobs.report_record import Extremes, LossCurve, report_files
 from training_jobs.tag_part import learn_tags
+from training_jobs.task_mirror import TaskMirror
 from training_jobs.version_record import Result, compose, draft_manifest, label_changes, own_version
 
 log = logging.getLogger(__name__)
@@ -92,7 +93,7 @@ def train_version(
     Args:
         project_id: Label Studio's id.
         settings: of the worker.
-        client: a `LabelStudioClient` or something with its `project`, `tasks` and `newest_annotated`.
+        client: a `LabelStudioClient`.
         fetcher: of images.
         token: fencing token, taken when the job began.
         forced: train even where nothing is new.
@@ -110,16 +111,25 @@ def train_version(
     plan = _read_plan(client, settings.data_dir, project_id)
     directory = store.project_dir(project_id)
     mark = Mark.of(client, project_id)
-    if not learned_names(plan):
-        read = note_acceptance(
-            client, project_id, plan, settings.data_dir, lambda: report("reading annotations", 0.5, None)
-        )
-        _keep_reading(directory, project_id, mark, read)
-        return Result("nothing to learn", "the labelling config has no masks, boxes, outlines or choices to learn")
     report("reading corrections", 0.0, None)
-    acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
-    corrections = _read_corrections(client, fetcher, project_id, plan, directory, report, acceptance)
-    acceptance.keep()
+    directory.mkdir(parents=True, exist_ok=True)
+    with TaskMirror(directory, project_id, settings.label_studio_url or "") as mirror:
+        counts = mirror.sync(client, lambda: report("reading corrections", 0.01, None))
+        log.info("project=%d annotated tasks: %s", project_id, ", ".join(f"{n} {what}" for what, n in counts.items()))
+        if not learned_names(plan):
+            read = note_acceptance(
+                mirror.tasks(),
+                project_id,
+                plan,
+                settings.data_dir,
+                lambda: report("reading annotations", 0.5, None),
+            )
+            _keep_reading(directory, project_id, mark, read)
+            reason = "the labelling config has no masks, boxes, outlines or choices to learn"
+            return Result("nothing to learn", reason)
+        acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
+        corrections = _read_corrections(mirror, fetcher, project_id, plan, directory, report, acceptance)
+        acceptance.keep()
     result = _learn(project_id, settings, store, plan, corrections, token, forced, report, config)
     _keep_reading(directory, project_id, mark, corrections.tasks)
     return result
@@ -219,7 +229,7 @@ def _read_plan(client: Any, data_dir: Path, project_id: int) -> PredictionPlan:
 
 
 def _read_corrections(
-    client: Any,
+    mirror: TaskMirror,
     fetcher: ImageSource,
     project_id: int,
     plan: PredictionPlan,
@@ -239,8 +249,7 @@ def _read_corrections(
         report("reading corrections", 0.02, None)
         acceptance.see(task, annotations)
 
-    corrections = read_corrections(client, fetcher, project_id, plan, history, on_task=on_task)
-    directory.mkdir(parents=True, exist_ok=True)
+    corrections = read_corrections(mirror.tasks(), fetcher, project_id, plan, history, on_task=on_task)
     keep_label_history(directory / "labels.json", history, corrections.newest)
     for task_id, reason in corrections.failures:
         log.warning("project=%d task=%d is left out: %s", project_id, task_id, reason)

@@ -105,8 +105,9 @@ class Composed:
             part.name: {key: value for key, value in part.verdict.to_json().items() if key != "labels"}
             for part in self.parts
         }
-        whole = {"better": self.better, "labels": labels, "parts": parts, "reason": self.reason}
-        return parts[self.deciding.name] | whole
+        about = self.deciding.name
+        whole = {"about": about, "better": self.better, "labels": labels, "parts": parts, "reason": self.reason}
+        return parts[about] | whole
 
 
 def compose(project: Project, parts: Sequence[Part]) -> Composed:

@@ -61,6 +61,11 @@ def _chips(view: ReportView) -> h.Node:
     return h.ul(".chips")[[h.li(class_=kind)[text] for kind, text in chips]]
 
 
+_TRUE = "Where the label is: IoU with the correction"
+_TRUE_CHOICE = "Where the choice applies: share of images that get it"
+_OF_CHOICES = "Of choices, which are named with their control:"
+
+
 def _verdict(view: ReportView) -> h.Node:
     before = words.version(view.compared_with)
     if view.better:
@@ -82,7 +87,7 @@ def _verdict(view: ReportView) -> h.Node:
         view.gain is not None
         and h.dl(".tiles")[
             _tile(
-                "Mean gain in IoU",
+                "Mean gain in IoU" if view.about_masks else "Mean gain in agreement",
                 _signed(view.gain),
                 view.gain_low is not None and f"{view.gain_low:+.3f} or more, at 90 % confidence",
             ),
@@ -108,7 +113,8 @@ def _labels(view: ReportView) -> h.Node:
         h.h2["Each label"],
         bool(there)
         and [
-            h.h3["Where the label is: IoU with the correction"],
+            h.h3[_TRUE if view.about_masks else _TRUE_CHOICE],
+            view.about_masks and view.has_choices and h.p(".soft.small")[f"{_OF_CHOICES} {_TRUE_CHOICE.lower()}."],
             before_after_chart(
                 [
                     (label.name, label.old_iou, found.old_iou, label.new_iou, found.new_iou)
@@ -124,7 +130,11 @@ def _labels(view: ReportView) -> h.Node:
         ],
         bool(absent)
         and [
-            h.h3["Where the label is not: share of images in which it is marked all the same"],
+            h.h3[
+                "Where the label is not: share of images in which it is "
+                + ("marked" if view.about_masks else "chosen")
+                + " all the same"
+            ],
             _table(
                 ("Label", "Before", "After"),
                 [_absent_row(label, ranges.get(label.name, nothing)) for label in absent],
@@ -220,7 +230,7 @@ def _case(case: ReportCase, pictures: Mapping[str, bytes]) -> h.Node:
 
 def _learning(view: ReportView) -> h.Node:
     charts = [] if view.record is None else loss_charts(view.record.losses)
-    labels = view.chosen.get("labels")
+    labels, tags = view.chosen.get("labels"), view.chosen.get("tags")
     plain = {name: value for name, value in view.chosen.items() if not isinstance(value, dict)}
     if not charts and not view.chosen:
         return None
@@ -235,18 +245,19 @@ def _learning(view: ReportView) -> h.Node:
         and [
             h.h3["Chosen inside the training images"],
             bool(plain) and h.dl(".facts")[[(h.dt[_words(k)], h.dd[_value(v)]) for k, v in plain.items()]],
-            isinstance(labels, dict) and _chosen_labels(labels),
+            isinstance(labels, dict) and _chosen_labels(labels, "Label"),
+            isinstance(tags, dict) and [h.h3["Choices for whole images"], _chosen_labels(tags, "Control")],
         ],
     ]
 
 
-def _chosen_labels(labels: Mapping[str, Any]) -> h.Node:
+def _chosen_labels(labels: Mapping[str, Any], what: str) -> h.Node:
     rows = {name: item for name, item in labels.items() if isinstance(item, dict)}
     columns = list(dict.fromkeys(key for item in rows.values() for key in item))
     if not columns:
         return None
     return _table(
-        ("Label", *map(_words, columns)),
+        (what, *map(_words, columns)),
         [
             (h.strong(dir="auto")[name], *(_value(item.get(column)) for column in columns))
             for name, item in sorted(rows.items())

@@ -16,7 +16,10 @@ _COUNTED = ("images", "absent_images")
 
 @dataclass(frozen=True)
 class LabelFigures:
-    """One label on the images that decided; None where no image can tell. Shares and IoU 0..1."""
+    """One label on the images that decided; None where no image can tell. Shares and IoU 0..1.
+
+    Of a choice for whole images, "IoU" is the share of the images that have it and get it.
+    """
 
     name: str
     images: int = 0
@@ -50,6 +53,8 @@ class ReportView:
         decided_by: which images decided, as the training says it.
         gain: mean gain in IoU over images, and the lower end of its interval; None where nothing was compared.
         images: how many decided.
+        about_masks: these three figures are of masks; else of choices for whole images.
+        has_choices: some labels are choices; those of a control `kind` are called `kind: label`.
         labels: by name.
         training_images, held_out_images: how many of each the project had.
         counts: what was read, and what was left out.
@@ -73,6 +78,8 @@ class ReportView:
     gain: float | None = None
     gain_low: float | None = None
     images: int = 0
+    about_masks: bool = True
+    has_choices: bool = False
     labels: tuple[LabelFigures, ...] = ()
     training_images: int = 0
     held_out_images: int = 0
@@ -112,6 +119,8 @@ def report_view(store: VersionStore, project_id: int, number: int, *, title: str
         gain=_number(verdict.get("gain")),
         gain_low=_number(verdict.get("gain_low")),
         images=verdict["images"] if isinstance(verdict.get("images"), int) else 0,
+        about_masks=verdict.get("about", "masks") == "masks",
+        has_choices="tags" in manifest.recipe.chosen,
         labels=label_figures(version),
         training_images=len(manifest.data.training_images),
         held_out_images=len(manifest.data.held_out_images),

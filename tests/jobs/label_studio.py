@@ -135,26 +135,36 @@ class LabelStudio:
             self.asked.set()
             self.free.wait(60)
         size, page = int(query["page_size"][0]), int(query.get("page", ["1"])[0])
+        asked = json.loads(query["query"][0])
         tasks: list[Json] = []
         total = 0
         for number, found in self.annotations.items():
             counted = sum(not item.get("was_cancelled") for item in found)
-            if not counted:
+            if not all(_holds(item, number, counted) for item in asked.get("filters", {}).get("items", [])):
                 continue
             total += counted
             task = {
                 "id": number,
                 "data": {"image": f"/data/upload/{number}.png"},
                 "updated_at": self.updated_at[number],
+                "total_annotations": counted,
+                "cancelled_annotations": len(found) - counted,
             }
             drawn = {"annotations": found, "predictions": self.predictions.get(number, [])}
             tasks.append({**task, **drawn} if with_annotations else task)
-        if json.loads(query["query"][0]).get("ordering") == ["-tasks:updated_at"]:
+        if asked.get("ordering") == ["-tasks:updated_at"]:
             tasks.sort(key=lambda task: str(task["updated_at"]), reverse=True)
         chosen = tasks[size * (page - 1) : size * page]
         if page > 1 and not chosen:
             return 404, "application/json", b"{}"
         return _json({"tasks": chosen, "total": len(tasks), "total_annotations": total})
+
+
+def _holds(condition: Json, task_id: int, annotations: int) -> bool:
+    """Whether a task meets one of the Data Manager's filters, of those that are asked."""
+    value = {"filter:tasks:id": task_id, "filter:tasks:total_annotations": annotations}[condition["filter"]]
+    operators = {"greater": lambda one, other: one > other, "in_list": lambda one, other: one in other}
+    return bool(operators[condition["operator"]](value, condition["value"]))
 
 
 def _json(value: Any) -> tuple[int, str, bytes]:

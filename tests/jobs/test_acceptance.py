@@ -66,8 +66,14 @@ def test_a_job_that_has_too_little_to_learn_notes_them_all_the_same(
     assert (tally.kept, tally.removed, tally.total) == (3, 1, 4)
 
 
-def test_a_project_without_masks_to_learn_has_its_choices_noted(label_studio: LabelStudio, settings: Settings) -> None:
-    label_studio.config = CHOICES
+@pytest.mark.parametrize(
+    ("config", "outcome"),
+    [(CHOICES, "too few"), (CHOICES.replace("/><Choice", ' model_prompt_from="$asked"/><Choice'), "nothing to learn")],
+)
+def test_a_project_without_masks_has_its_choices_noted(
+    label_studio: LabelStudio, settings: Settings, config: str, outcome: str
+) -> None:
+    label_studio.config = config
     task_id = label_studio.add_task(picture(0)[0])
 
     def choice(value: str) -> dict[str, Any]:
@@ -75,7 +81,7 @@ def test_a_project_without_masks_to_learn_has_its_choices_noted(label_studio: La
 
     parent = predicted(label_studio, task_id, [choice("day")])
     label_studio.annotate(task_id, [choice("night")], parent_prediction=parent, created_at=AFTER)
-    assert train(label_studio, settings) == "nothing to learn"
+    assert train(label_studio, settings) == outcome
     tally = overall(AcceptanceStore(settings.data_dir).get(7).records)
     assert (tally.removed, tally.added, tally.total) == (1, 1, 2)
 
@@ -89,7 +95,8 @@ def test_an_annotation_that_surprises_costs_only_itself(
     label_studio.annotate(task_id, [], parent_prediction=parent, created_at=AFTER, id="no number", completed_by=2)
     label_studio.annotate(task_id, [], parent_prediction=parent, created_at=AFTER)
     with LabelStudioClient(label_studio.url, TOKEN) as client:
-        note_acceptance(client, 7, parse_label_config(CONFIG), settings.data_dir, lambda: None)
+        tasks = client.tasks(7, only_annotated=True)
+        note_acceptance(tasks, 7, parse_label_config(CONFIG), settings.data_dir, lambda: None)
     assert len(AcceptanceStore(settings.data_dir).get(7).records) == 1
     assert "annotation=no number cannot be compared" in caplog.text
 

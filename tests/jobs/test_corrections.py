@@ -35,8 +35,9 @@ def read(
         images = ImageConfig(cache_dir=tmp_path / "images", label_studio_url=label_studio.url)
         fetcher = ImageFetcher(images, client)
         history = LabelHistory(since or {})
+        tasks = client.tasks(7, only_annotated=True)
         return read_corrections(
-            client, fetcher, 7, parse_label_config(config), history, on_task=lambda task, annotations: None
+            tasks, fetcher, 7, parse_label_config(config), history, on_task=lambda task, annotations: None
         )
 
 
