@@ -15,7 +15,7 @@ from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks import cases, gpu, interactive, processes, whole_requests
+from benchmarks import cases, gpu, interactive, processes, training_step, whole_requests
 from benchmarks.checkpoint import make_checkpoint
 from benchmarks.results import Row, machine, table, write
 
@@ -29,6 +29,7 @@ PARTS: dict[str, Callable[[Path, Path, int], Iterator[Row]]] = {
     "interactive": interactive.questions,
     "requests": whole_requests.large_photograph,
     "shapes": whole_requests.every_shape,
+    "training": training_step.cached_step,
     "memory": processes.peak_memory,
     "start": processes.start_up,
     "gpu": gpu.throughput,
