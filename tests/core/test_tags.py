@@ -109,7 +109,8 @@ def test_few_labels_do_not_give_certainty() -> None:
 def test_no_calibration_turns_the_ranking_round(pairs: list[tuple[float, bool]]) -> None:
     found = fit_tag_calibration([s for s, _ in pairs], [t for _, t in pairs])
     probabilities = found.probabilities(torch.linspace(-1, 1, 50, dtype=torch.float64))
-    assert bool((probabilities.diff() >= 0).all())
+    # A double's last bit may turn: torch's sigmoid is not monotone to the bit.
+    assert bool((probabilities.diff() >= -torch.finfo(torch.float64).eps).all())
     # the mean probability is the mean of Platt's targets: what the regression's bias is for
     positive = sum(truth for _, truth in pairs)
     negative = len(pairs) - positive

@@ -180,10 +180,19 @@ def test_a_project_without_annotations_or_labels_to_learn_is_left_alone(
 ) -> None:
     know(settings)
     label_studio.config = """<View><Image name="image" value="$image"/>
-        <Choices name="c" toName="image"><Choice value="a"/></Choices></View>"""
+        <TextArea name="t" toName="image" prompt="a | b"/></View>"""
     assert run() == Found(unchanged=1)
     label_studio.annotations = {task_id: [] for task_id in label_studio.annotations}
     assert run() == Found(unchanged=1)
+
+
+def test_a_project_of_choices_alone_is_trained(
+    run: Callable[[], Found], settings: Settings, label_studio: LabelStudio
+) -> None:
+    know(settings)
+    label_studio.config = """<View><Image name="image" value="$image"/>
+        <Choices name="c" toName="image"><Choice value="a"/><Choice value="b"/></Choices></View>"""
+    assert run() == Found(requested=[7])
 
 
 def test_only_projects_that_are_known_and_connected_are_trained(

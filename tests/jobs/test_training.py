@@ -339,9 +339,9 @@ def test_automatic_requests_train_only_where_something_is_new(project: LabelStud
     assert run(project, patient, forced=True).version == 2
 
 
-def test_a_config_without_regions_has_nothing_to_learn(project: LabelStudio, settings: Settings) -> None:
-    project.config = """<View><Image name="image" value="$image"/><Choices name="c" toName="image">
-    <Choice value="day"/><Choice value="night"/></Choices></View>"""
+def test_a_config_of_texts_has_nothing_to_learn(project: LabelStudio, settings: Settings) -> None:
+    project.config = """<View><Image name="image" value="$image"/>
+    <TextArea name="t" toName="image" prompt="day | night"/></View>"""
     assert run(project, settings).outcome == "nothing to learn"
 
 
