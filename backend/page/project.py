@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 
 import htpy as h
@@ -10,7 +10,10 @@ import htpy as h
 from backend.acceptance_figures import Figures, Period, Summary, Tally
 from backend.page import words
 from backend.page.charts import acceptance_chart, outcome_bar, sparkline
-from backend.page.views import Note, ProjectView, VersionView
+from backend.page.views import LabelGain, Note, ProjectView, VersionView
+
+_MOST_LABELS = 8
+"""Of a version, in its row."""
 
 FEW = 10
 """With fewer annotations than this the shares say little, and the page says so."""
@@ -192,21 +195,28 @@ def _versions(project: ProjectView, figures: Figures | None, now: datetime) -> h
         len(latest) < len(project.versions)
         and h.p(".soft.small")["All of them: ", h.code[f"vlm versions {project.project_id}"]],
         h.p(".soft.small")[
-            "Gain: mean IoU more than the version before, on images that neither had learned from. It alone decides "
-            "whether a version serves. Kept and IoU: of each version's own predictions."
+            "Gain: mean IoU more than the version before, on images that neither had learned from; where only choices "
+            "are better, how much more they agree with the annotators'. It alone decides whether a version serves. "
+            "Kept and IoU: of each version's own predictions."
         ],
     ]
+
+
+def _most_changed(labels: Mapping[str, LabelGain]) -> list[tuple[str, LabelGain]]:
+    """Those labels of many that have changed most, by name."""
+    order = sorted(labels, key=lambda name: -abs((labels[name].after or 0.0) - (labels[name].before or 0.0)))
+    return [(name, labels[name]) for name in sorted(order[:_MOST_LABELS])]
 
 
 def _version_row(version: VersionView, project: ProjectView, tally: Tally | None, now: datetime) -> h.Node:
     tag = h.span(".tag.good")["serves"] if version.number == project.serving else None
     if not version.better:
         tag = h.span(".tag")["not better"] if tag is None else tag
-    labels = [
-        f"{name} {words.iou(gain.before)} → {words.iou(gain.after)}"
-        for name, gain in version.labels.items()
-        if gain.before is not None or gain.after is not None
-    ]
+    measured = {name: gain for name, gain in version.labels.items() if (gain.before, gain.after) != (None, None)}
+    shown = list(measured.items()) if len(measured) <= _MOST_LABELS else _most_changed(measured)
+    labels = [f"{name} {words.iou(gain.before)} → {words.iou(gain.after)}" for name, gain in shown]
+    if len(shown) < len(measured):
+        labels.append(f"{len(measured) - len(shown)} more in the report")
     return h.tr[
         h.td[
             h.a(href=f"/projects/{project.project_id}/versions/{version.number}/report")[

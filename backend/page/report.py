@@ -195,6 +195,8 @@ def _cases(view: ReportView) -> h.Node:
             h.p["None were kept: this version was made by a release that noted only its figures."],
         ]
     if not view.record.cases:
+        if not view.about_masks:
+            return None  # pictures are of masks
         return h.section(".card")[h.h2["Pictures"], h.p["No label of any image changed enough to look at."]]
     found = [(text, [case for case in view.record.cases if case.kind == kind]) for kind, text in _KINDS.items()]
     return h.section(".card")[
