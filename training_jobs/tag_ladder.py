@@ -12,7 +12,7 @@ As in `training_jobs.ladder`, all of it is chosen by cross-validation inside the
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -33,26 +33,13 @@ from vlm_core.tags import TagCalibration, fit_tag_calibration
 from vlm_core.types import ImageFeatures
 
 
-@dataclass(frozen=True)
-class LearnedTags:
-    """What was learned.
-
-    Attributes:
-        heads: by question; a question that nothing helps has none.
-        chosen: what cross-validation decided, by question, for the manifest.
-    """
-
-    heads: Mapping[str, TagHead]
-    chosen: Mapping[str, Any]
-
-
 @dataclass
 class _Fold:
-    """Answered without these images: a head for each pull, and what they say of each."""
+    """Images that heads, one for each pull, have not learned from, and what they say of the phrases and of each."""
 
     asked: list[TagExample]
-    heads: dict[float, TagHead]
     plain: list[float]
+    heads: dict[float, TagHead] = field(default_factory=dict)
     agreed: dict[float, list[float]] = field(default_factory=dict)
     surprise: dict[float, list[float]] = field(default_factory=dict)
 
@@ -77,7 +64,7 @@ class TagClimb:
             config: all settings.
             alive: called between fits; may raise to give up.
         """
-        self._control, self._model, self._config = control, model, config
+        self._control, self._model, self._config, self._alive = control, model, config, alive
         self._examples = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
         self._folds: list[_Fold] = []
         if len(self._examples) < max(config.tags.least_images, config.folds):
@@ -86,7 +73,6 @@ class TagClimb:
         for number in range(config.folds):
             out = split.choose_held_out(left, [], round(len(left) / (config.folds - number)))
             left = [(image, labels) for image, labels in left if image not in out]
-            alive()
             self._folds.append(self._fold(out))
 
     def learn(self) -> tuple[TagHead | None, dict[str, Any]]:
@@ -106,9 +92,10 @@ class TagClimb:
     def _fold(self, out: set[str]) -> _Fold:
         fitted = [example for example in self._examples if example.image not in out]
         asked = [example for example in self._examples if example.image in out]
-        pulls = sorted(self._config.tags.pulls)
-        fold = _Fold(asked, {pull: self._fit(fitted, pull) for pull in pulls}, self._agreed(None, asked))
-        for pull, head in fold.heads.items():
+        fold = _Fold(asked, self._agreed(None, asked))
+        for pull in sorted(self._config.tags.pulls):
+            self._alive()
+            head = fold.heads[pull] = self._fit(fitted, pull)
             fold.agreed[pull], fold.surprise[pull] = self._agreed(head, asked), entropy(head, asked)
         return fold
 

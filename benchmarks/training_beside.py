@@ -1,0 +1,101 @@
+"""What a training on the same machine costs those who wait for predictions.
+
+    python -m benchmarks.training_beside --write
+
+One server process with the demo checkpoint, one request after the other with a new picture each, as annotators who open
+tasks. In turns nothing else runs, or a worker trains on demo scenes with true masks, at its own settings. Writes a part
+of benchmarks/serving.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import httpx
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from backend.queue import START_TRAINING, TrainingQueue
+from backend.settings import Settings
+from benchmarks.server import predict_body, running_backend, tasks
+from benchmarks.serving import Latencies, keep, machine, table
+from tests.jobs.demo_project import scenes_project
+from tests.jobs.label_studio import serve
+from tests.jobs.test_worker import start_worker
+from tests.private_redis import private_redis
+
+PROJECT, SCENES = 7, 100
+TURNS, REQUESTS = 3, 60
+LEARNING = ("trying", "learning", "choosing")
+"""How the phases begin in which a training computes."""
+
+
+def ask(client: httpx.Client, seed: int) -> list[float]:
+    """Seconds of one request after the other."""
+    found = []
+    for number in range(REQUESTS):
+        body = predict_body(tasks(seed + number, 1))
+        began = time.monotonic()
+        (result,) = client.post("/predict", json=body).raise_for_status().json()["results"]
+        found.append(time.monotonic() - began)
+        assert "result" in result, result
+    return found
+
+
+def wait_for(condition: Callable[[], bool], limit_s: float = 600.0) -> None:
+    deadline = time.monotonic() + limit_s
+    while not condition():
+        if time.monotonic() > deadline:
+            raise SystemExit(f"it took longer than {limit_s:.0f} s")
+        time.sleep(0.2)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    facts = machine(f"{TURNS} turns of {REQUESTS} requests each, one picture a request, every picture new")
+    alone: list[float] = []
+    beside: list[float] = []
+    with (
+        running_backend("demo") as (client, _),
+        tempfile.TemporaryDirectory() as folder,
+        serve(scenes_project(SCENES)) as label_studio,
+        private_redis(Path(folder)) as connection,
+    ):
+        settings = Settings(checkpoint="demo", data_dir=Path(folder), device="cpu")
+        queue = TrainingQueue(connection)
+        ask(client, 5_000_000)  # uncounted
+        for turn in range(TURNS):
+            seed = 6_000_000 + 10_000 * turn
+            alone += ask(client, seed)
+            queue.request_training(PROJECT, reason=START_TRAINING)
+            worker = start_worker(settings, label_studio.url, VLM_TRAIN_RECIPE="", OMP_NUM_THREADS="")
+            try:
+                wait_for(lambda: _phase(queue).startswith(LEARNING))
+                beside += ask(client, seed + 5_000)
+                assert _phase(queue).startswith(LEARNING), "the training ended before the requests did"
+            finally:
+                worker.kill()
+                worker.wait()
+            connection.flushall()
+            time.sleep(10)  # its process notices, and ends
+    rows = [["nothing", *Latencies(alone).cells()], ["a training", *Latencies(beside).cells()]]
+    page = table(["beside it", "p50 ms", "p99 ms", "longest ms"], rows)
+    print(page)
+    if arguments.write:
+        keep("Beside a training", [facts, page])
+
+
+def _phase(queue: TrainingQueue) -> str:
+    status = queue.status(PROJECT)
+    return "" if status is None or status.progress is None else str(status.progress.get("phase", ""))
+
+
+if __name__ == "__main__":
+    main()
