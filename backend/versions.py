@@ -6,6 +6,7 @@
         numbers.json                the highest version number given out; none comes twice
         current                     which version serves, whether it is pinned, which served before; replaced as a whole
         split.json                  which image is held out (written by the training job)
+        annotated_tasks.sqlite      what was read of Label Studio, to read only what changes (likewise)
         versions/001/               immutable: written beside, flushed, renamed into place
             weights.safetensors     only what differs from the base checkpoint
             manifest.json           `backend.manifest.Manifest`
