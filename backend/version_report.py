@@ -63,8 +63,16 @@ class ImageScores(_Part):
     labels: dict[str, Scored]
 
 
+class Answers(_Part):
+    """A choice for a whole image: labels by name."""
+
+    true: tuple[str, ...] = Field(description="What the annotators chose.")
+    old: tuple[str, ...]
+    new: tuple[str, ...]
+
+
 class ReportCase(_Part):
-    """A label of an image that has gained or lost much."""
+    """A label of an image that has gained or lost much, or the answer to a control of choices, which `label` names."""
 
     kind: Literal["gain", "loss"]
     task_id: int
@@ -73,8 +81,10 @@ class ReportCase(_Part):
     picture: str | None = Field(
         default=None,
         pattern=r"^[a-z0-9-]+\.webp$",
-        description="Image, correction, mask before and after, in this order by rows of two; None: no image any more.",
+        description="Image, correction, mask before and after, in this order by rows of two; of a choice the image "
+        "alone; None: no image any more.",
     )
+    answers: Answers | None = Field(default=None, description="Of a choice; then `scored` is the agreement.")
 
 
 class ReportRecord(_Part):

@@ -15,6 +15,7 @@ from backend.manifest import Cuts
 from backend.versions import StoredVersion
 from training_jobs.corrections import CorrectedImage
 from training_jobs.promote import Score, Verdict
+from training_jobs.promote_tags import TagAnswer
 
 Progress = Callable[[str, float, float | None], None]
 """Called often with phase, done share (0 to 1) and loss; raises to give up."""
@@ -32,6 +33,7 @@ class Part:
         scores: that the gate judged by.
         verdict: of the gate.
         by_folds: cross-validation took part in the decision.
+        answers: of tags, what both versions answered.
     """
 
     name: Literal["masks", "tags"]
@@ -41,6 +43,7 @@ class Part:
     scores: Sequence[Score]
     verdict: Verdict
     by_folds: bool
+    answers: Sequence[TagAnswer] = ()
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ the files of `backend.version_report` of both.
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from backend.version_report import (
     DIRECTORY,
     MOST_CASES,
     RECORD,
+    Answers,
     ImageScores,
     Intervals,
     Losses,
@@ -29,6 +30,7 @@ from backend.version_report import (
 )
 from training_jobs.corrections import CorrectedImage, PackedMask
 from training_jobs.promote import MIN_IMAGES_PER_LABEL, Score
+from training_jobs.promote_tags import TagAnswer, agreement
 from vlm_core.errors import VLMError
 from vlm_core.evaluation.bootstrap import PoissonBootstrap
 from vlm_core.runs import BoolMask
@@ -118,7 +120,13 @@ class Extremes:
 
 
 def report_files(
-    scores: Sequence[Score], images: Sequence[CorrectedImage], extremes: Extremes, curve: LossCurve, *, seed: int = 0
+    scores: Sequence[Score],
+    images: Sequence[CorrectedImage],
+    extremes: Extremes,
+    curve: LossCurve,
+    *,
+    answers: Sequence[TagAnswer] = (),
+    seed: int = 0,
 ) -> dict[str, bytes]:
     """The files of a version's report, by their path in the version's directory.
 
@@ -127,6 +135,7 @@ def report_files(
         images: that they are of, and others.
         extremes: has seen what was scored.
         curve: has heard of the training.
+        answers: to choices, that the gate has judged by.
         seed: of the bootstrap.
     """
     files: dict[str, bytes] = {}
@@ -147,10 +156,41 @@ def report_files(
                     picture=name,
                 )
             )
+    cases += _answer_cases(answers, {image.sha256: image for image in images}, files)
     record = ReportRecord(
         losses=curve.curves(), intervals=intervals(scores, seed), cases=tuple(cases), images=_by_image(scores, images)
     )
     return {f"{DIRECTORY}/{RECORD}": record_bytes(record), **files}
+
+
+def _answer_cases(
+    answers: Sequence[TagAnswer], images: Mapping[str, CorrectedImage], files: dict[str, bytes]
+) -> list[ReportCase]:
+    """The answers that have gained and lost most, of an image at most one; puts their pictures into `files`."""
+    cases: list[ReportCase] = []
+    for kind, sign in (("gain", 1), ("loss", -1)):
+        changes = {id(one): sign * (agreement(one.true, one.new) - agreement(one.true, one.old)) for one in answers}
+        ordered = sorted((one for one in answers if changes[id(one)] > LEAST_CHANGE), key=lambda one: -changes[id(one)])
+        first = {one.image: one for one in reversed(ordered)}
+        shown = sorted(first.values(), key=lambda one: (-changes[id(one)], one.image))[:MOST_CASES]
+        for number, one in enumerate(shown, 1):
+            name: str | None = f"answer-{kind}-{number}.webp"
+            try:
+                files[f"{DIRECTORY}/{name}"] = _webp(_thumbnail(images[one.image].open(), PICTURE_PX // 2))
+            except (ImageError, VLMError, OSError):
+                name = None
+            scored = Scored(present=True, old=agreement(one.true, one.old), new=agreement(one.true, one.new))
+            cases.append(
+                ReportCase(
+                    kind=kind,  # type: ignore[arg-type]  # one of the two above
+                    task_id=images[one.image].task_id,
+                    label=one.question,
+                    scored=scored,
+                    picture=name,
+                    answers=Answers(true=_sorted(one.true), old=_sorted(one.old), new=_sorted(one.new)),
+                )
+            )
+    return cases
 
 
 def intervals(scores: Sequence[Score], seed: int = 0) -> dict[str, Intervals]:
@@ -174,17 +214,29 @@ def intervals(scores: Sequence[Score], seed: int = 0) -> dict[str, Intervals]:
 
 def draw_case(image: Image.Image, old: PackedMask, new: PackedMask, true: PackedMask) -> bytes:
     """The image, the correction, the old mask and the new one, as one WebP file of at most `PICTURE_PX` px a side."""
-    panel = image.convert("RGB")
-    side = (PICTURE_PX - _GAP_PX) // 2
-    panel.thumbnail((side, side))
+    panel = _thumbnail(image, (PICTURE_PX - _GAP_PX) // 2)
     panels = [panel, *(_lit(panel, _shrunk(mask, panel.size)) for mask in (true, old, new))]
     width, height = panel.size
     sheet = Image.new("RGB", (2 * width + _GAP_PX, 2 * height + _GAP_PX), _PAPER)
     for index, one in enumerate(panels):
         sheet.paste(one, ((index % 2) * (width + _GAP_PX), (index // 2) * (height + _GAP_PX)))
+    return _webp(sheet)
+
+
+def _thumbnail(image: Image.Image, side: int) -> Image.Image:
+    small = image.convert("RGB")
+    small.thumbnail((side, side))
+    return small
+
+
+def _webp(picture: Image.Image) -> bytes:
     file = io.BytesIO()
-    sheet.save(file, "WEBP", quality=82)
+    picture.save(file, "WEBP", quality=82)
     return file.getvalue()
+
+
+def _sorted(labels: Iterable[str]) -> tuple[str, ...]:
+    return tuple(sorted(labels))
 
 
 def _lit(image: Image.Image, mask: BoolMask) -> Image.Image:

@@ -68,6 +68,7 @@ def learn_tags(
         scores=[score for answer in answers for score in answer.scores()],
         verdict=judge_tags(answers, seed=config.decoder.seed),
         by_folds=not enough,
+        answers=answers,
     )
 
 

@@ -198,7 +198,9 @@ def _learn(
         return Result("not better", made.reason, None, label_changes(made.labels), counts)
     draft = draft_manifest(project, training, held_out, made)
     metrics = {"choice": made.chosen, "decided_by": draft.metrics["decided_by"], "verdict": made.to_json()}
-    files = report_files(made.scores, corrections.images, extremes, curve, seed=config.decoder.seed)
+    files = report_files(
+        made.scores, corrections.images, extremes, curve, answers=made.answers, seed=config.decoder.seed
+    )
     version = store.write(project_id, made.state, draft, metrics, files)
     checkpoints.clear()
     changes = label_changes(made.labels)

@@ -25,6 +25,7 @@ from training_jobs.corrections import CorrectedImage
 from training_jobs.fitting import Project
 from training_jobs.part import Part
 from training_jobs.promote import LabelResult, Score
+from training_jobs.promote_tags import TagAnswer
 from training_jobs.recipes.config import NAME
 from vlm_core.tag_head import join_heads, split_heads
 
@@ -58,6 +59,9 @@ def published_result(version: StoredVersion) -> Result:
 def label_changes(labels: Sequence[LabelResult]) -> dict[str, LabelChange]:
     """Per label what was measured before and after."""
     return {item.label: LabelChange(before=item.old_iou, after=item.new_iou, images=item.images) for item in labels}
+
+
+_FOR_PEOPLE = {"masks": "masks", "tags": "choices"}
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Composed:
         return [score for part in self.parts for score in part.scores]
 
     @property
+    def answers(self) -> list[TagAnswer]:
+        """To choices, of both versions."""
+        return [answer for part in self.parts for answer in part.answers]
+
+    @property
     def deciding(self) -> Part:
         """The part that the figures of the whole are of: the first one that is better, else the first."""
         return next((part for part in self.parts if part.verdict.better), self.parts[0])
@@ -123,7 +132,7 @@ def compose(project: Project, parts: Sequence[Part]) -> Composed:
     if len(ordered) == 1:
         reason = ordered[0].verdict.reason
     else:
-        reason = "; ".join(f"{part.name}: {part.verdict.reason}" for part in ordered)
+        reason = "; ".join(f"{_FOR_PEOPLE[part.name]}: {part.verdict.reason}" for part in ordered)
     return Composed(ordered, state, cuts if masks is None else masks.cuts, better, reason)
 
 

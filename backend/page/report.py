@@ -195,13 +195,12 @@ def _cases(view: ReportView) -> h.Node:
             h.p["None were kept: this version was made by a release that noted only its figures."],
         ]
     if not view.record.cases:
-        if not view.about_masks:
-            return None  # pictures are of masks
         return h.section(".card")[h.h2["Pictures"], h.p["No label of any image changed enough to look at."]]
     found = [(text, [case for case in view.record.cases if case.kind == kind]) for kind, text in _KINDS.items()]
     return h.section(".card")[
         h.h2["Pictures"],
-        h.p(".soft.small")[
+        any(case.answers is None for case in view.record.cases)
+        and h.p(".soft.small")[
             "Above: the image, and the annotator's correction. Below: as it was marked before, and by this version."
         ],
         [
@@ -214,7 +213,12 @@ def _cases(view: ReportView) -> h.Node:
 
 def _case(case: ReportCase, pictures: Mapping[str, bytes]) -> h.Node:
     scored = case.scored
-    if scored.present:
+    if case.answers is not None:
+        old, new, true = (
+            ", ".join(each) or "nothing" for each in (case.answers.old, case.answers.new, case.answers.true)
+        )
+        said = f"{old} \N{RIGHTWARDS ARROW} {new}" + ("" if new == true else f"; annotators: {true}")
+    elif scored.present:
         said = f"IoU {scored.old:.2f} \N{RIGHTWARDS ARROW} {scored.new:.2f}"
     else:
         said = "is not there; marked before, not now" if scored.new > scored.old else "is not there; marked now"
@@ -223,7 +227,8 @@ def _case(case: ReportCase, pictures: Mapping[str, bytes]) -> h.Node:
         shown: h.Node = h.p(".soft.small")["The image could not be fetched when this was written."]
     else:
         source = f"data:image/webp;base64,{base64.b64encode(data).decode()}"
-        shown = h.img(src=source, alt=f"{case.label}: image, correction, before, after", loading="lazy")
+        what = "image, correction, before, after" if case.answers is None else "image"
+        shown = h.img(src=source, alt=f"{case.label}: {what}", loading="lazy")
     return h.figure(".case")[
         shown,
         h.figcaption[h.strong(dir="auto")[case.label], " ", said, h.div(".soft.small")[f"task {case.task_id}"]],

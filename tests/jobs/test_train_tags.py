@@ -19,6 +19,7 @@ from backend.model_store import ModelStore
 from backend.plans import ExtraParams
 from backend.predictor import Predictor
 from backend.settings import Settings
+from backend.version_report import read_picture, read_report
 from backend.versions import VersionStore
 from tests.backend.fakes import MemoryImages
 from tests.jobs.label_studio import Json, LabelStudio, brush, picture, serve
@@ -105,6 +106,14 @@ def test_choices_alone_are_learned_published_and_served(settings: Settings, stor
     assert version.manifest.tag_head is not None
     assert version.manifest.tag_head.questions.keys() == {"main", "colours", "tree"}
     assert not [name for name in version.load_weights() if not name.startswith("tag_heads.")]
+    record = read_report(version)
+    assert record is not None
+    gains = [case for case in record.cases if case.kind == "gain"]
+    assert len(gains) == 6 == len({case.task_id for case in gains})
+    for case in gains:
+        assert case.answers is not None
+        assert case.answers.new == case.answers.true != case.answers.old
+        assert (case.scored.new, read_picture(version, case) is not None) == (1.0, True)
     new = range(1000, 1030)
     right = [{region["from_name"]: next(iter(region["value"].values())) for region in answers(seed)} for seed in new]
     found = served(store, config, new)
@@ -172,7 +181,7 @@ def test_each_part_is_judged_by_itself(settings: Settings) -> None:
         second = train(label_studio, settings, QUICK)
     assert second.outcome == "published", second.reason
     assert second.reason.startswith("masks: mean IoU +")
-    assert "; tags: agreement with annotators" in second.reason
+    assert "; choices: agreement with annotators" in second.reason
     version = VersionStore(settings.data_dir).get(7, 2)
     after = version.load_weights()
     heads = {name for name in before if name.startswith("tag_heads.")}
