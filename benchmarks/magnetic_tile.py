@@ -8,7 +8,8 @@ encoded by Label Studio's SDK) and the class of the defect as a choice, and a tr
 gate included. Measured is what would be marked and chosen by what was learned, published or not. Beside it the bar:
 logistic regressions of the class from the same images on the model's image embeddings and on raw pixels (32 x 32,
 grey).
-Writes benchmarks/MAGNETIC_TILE.md.
+Writes its part of benchmarks/MAGNETIC_TILE.md, which is named after the checkpoint; one without a decoder ranks tags
+only.
 """
 
 from __future__ import annotations
@@ -119,6 +120,8 @@ def ious(model: Model, version: StoredVersion | None, test: Sequence[Photograph]
     from backend.manifest import Cuts
     from vlm_core.evaluate import ABSENT_AREA
 
+    if not model.can_segment:
+        return dict.fromkeys((*DEFECTS, "marked elsewhere"), float("nan"))
     cuts = Cuts() if version is None else version.manifest
     served = model if version is None else model.with_learned(version.load_weights())
     conditions = served.encode_text(DEFECTS)
@@ -172,6 +175,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--checkpoint", default="demo")
+    parser.add_argument("--note", default="", help="what the page says of the checkpoint")
     parser.add_argument("--write", action="store_true")
     arguments = parser.parse_args()
     pool, test = read(arguments.data)
@@ -191,10 +195,10 @@ def main() -> None:
         row["pixels"] = probe(pixels[0][:count], pixels[1], names[:count], true)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    page = _page(arguments.checkpoint, rows, len(test))
+    page = _page(model, rows, len(test), arguments.note)
     print(page)
     if arguments.write:
-        PAGE.write_text(page, encoding="utf-8")
+        _keep(model.name, page)
 
 
 def _embeds(model: Model, photographs: Sequence[Photograph]) -> NDArray[np.float32]:
@@ -207,29 +211,36 @@ def _pixels(photographs: Sequence[Photograph]) -> NDArray[np.float32]:
     return np.stack(small)
 
 
-def _page(checkpoint: str, rows: Sequence[dict[str, Any]], test: int) -> str:
-    head = " | ".join(DEFECTS)
-    lines = [
-        "# What corrections teach on photographs of tiles",
-        "",
-        f"`python -m benchmarks.magnetic_tile --checkpoint {checkpoint}`; its head says what is measured.",
-        f"{test} images to measure on.",
-        "IoU where the defect is; *elsewhere*: share of other labels and images with a mark.",
-        "",
-        f"| annotated | {head} | mean | elsewhere | training, s |",
-        "|---|" + "---|" * (len(DEFECTS) + 3),
-    ]
-    for row in rows:
-        values = [row["iou"][name] for name in DEFECTS]
-        cells = [
-            *(f"{value:.3f}" for value in values),
-            f"{np.mean(values):.3f}",
-            f"{row['iou']['marked elsewhere']:.2f}",
+def _keep(name: str, part: str) -> None:
+    """Replace one checkpoint's part of the page, or add it."""
+    known = PAGE.read_text(encoding="utf-8") if PAGE.exists() else ""
+    _, *parts = known.strip().split("\n## ")
+    others = [one.strip() for one in parts if one.partition("\n")[0] != name]
+    title = "# What corrections teach on photographs of tiles"
+    head = f"{title}\n\nWritten by `python -m benchmarks.magnetic_tile`; its head says what is measured."
+    PAGE.write_text("\n\n## ".join([head, *others, part.strip()]) + "\n", encoding="utf-8")
+
+
+def _page(model: Model, rows: Sequence[dict[str, Any]], test: int, note: str) -> str:
+    lines = [model.name, "", f"{test} images to measure on.{' ' if note else ''}{note}"]
+    if model.can_segment:
+        lines += [
+            "IoU where the defect is; *elsewhere*: share of other labels and images with a mark.",
+            "",
+            f"| annotated | {' | '.join(DEFECTS)} | mean | elsewhere | training, s |",
+            "|---|" + "---|" * (len(DEFECTS) + 3),
         ]
-        lines.append(f"| {row['images']} | {' | '.join(cells)} | {row['seconds']:.0f} |")
+        for row in rows:
+            values = [row["iou"][name] for name in DEFECTS]
+            figures = [
+                *(f"{value:.3f}" for value in (*values, np.mean(values))),
+                f"{row['iou']['marked elsewhere']:.2f}",
+            ]
+            lines.append(f"| {row['images']} | {' | '.join(figures)} | {row['seconds']:.0f} |")
     lines += ["", "The gate:", "", *(f"- {row['images']}: {row['gate']}" for row in rows[1:]), ""]
     lines += [
-        "Accuracy of the class of the defect:",
+        "Accuracy of the class of the defect; the version learns from three quarters of the annotated images and holds the",
+        "rest out, the probes learn from all of them:",
         "",
         "| annotated | chosen | probe, embeddings | probe, pixels |",
         "|---|---|---|---|",
