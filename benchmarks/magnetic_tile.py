@@ -239,8 +239,8 @@ def _page(model: Model, rows: Sequence[dict[str, Any]], test: int, note: str) ->
             lines.append(f"| {row['images']} | {' | '.join(figures)} | {row['seconds']:.0f} |")
     lines += ["", "The gate:", "", *(f"- {row['images']}: {row['gate']}" for row in rows[1:]), ""]
     lines += [
-        "Accuracy of the class of the defect; the version learns from three quarters of the annotated images and holds the",
-        "rest out, the probes learn from all of them:",
+        "Accuracy of the class of the defect; the version learns from three quarters of the annotated images, the",
+        "probes learn from all of them:",
         "",
         "| annotated | chosen | probe, embeddings | probe, pixels |",
         "|---|---|---|---|",
