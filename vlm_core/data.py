@@ -14,13 +14,13 @@ is refused, save `text`, a description of the whole image for the contrastive lo
     {"image": "images/0001.jpg", "phrase": "dog", "mask": null}
 
 A recipe does not read files itself: it draws from a `PairSource` or a `PhraseSource`, which a JSONL file is
-one kind of and generated scenes are another.
+one kind of, tar shards (:mod:`vlm_core.shards`) and generated scenes are others.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -121,7 +121,7 @@ def read_pairs(path: str | Path) -> list[PairRow]:
     rows = []
     for number, row in json_lines(Path(path), required=("image", "text"), optional=()):
         where = f"{path}, line {number}"
-        rows.append(PairRow(named_file(row, "image", Path(path), where), _text(row, "text", where)))
+        rows.append(PairRow(named_file(row, "image", Path(path), where), named_text(row, "text", where)))
     return rows
 
 
@@ -131,8 +131,10 @@ def read_phrases(path: str | Path) -> list[PhraseRow]:
     for number, row in json_lines(Path(path), required=("image", "phrase", "mask"), optional=("text",)):
         where = f"{path}, line {number}"
         mask = None if row["mask"] is None else named_file(row, "mask", Path(path), where)
-        text = _text(row, "text", where) if row.get("text") is not None else None
-        rows.append(PhraseRow(named_file(row, "image", Path(path), where), _text(row, "phrase", where), mask, text))
+        text = named_text(row, "text", where) if row.get("text") is not None else None
+        rows.append(
+            PhraseRow(named_file(row, "image", Path(path), where), named_text(row, "phrase", where), mask, text)
+        )
     return rows
 
 
@@ -187,7 +189,8 @@ def named_file(row: dict[str, Any], key: str, source: Path, where: str) -> Path:
     return path
 
 
-def _text(row: dict[str, Any], key: str, where: str) -> str:
+def named_text(row: dict[str, Any], key: str, where: str) -> str:
+    """The text that a line has, stripped. Raises DataError where it has none."""
     value = row[key]
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {key} is {value!r}; give a text that is not blank")
@@ -231,13 +234,13 @@ def open_mask(path: Path, size: tuple[int, int]) -> FloatArray:
     return (values >= 128).astype(np.float32)
 
 
-class JsonlPairs:
-    """Image-text pairs from a JSONL file: one item an image, however many texts it has."""
+class FilePairs:
+    """Image-text pairs from image files: one item an image, however many texts it has."""
 
-    def __init__(self, path: str | Path) -> None:
-        """Read and check all lines; images are opened when they are asked for."""
+    def __init__(self, rows: Iterable[PairRow]) -> None:
+        """Group the rows by image; images are opened when they are asked for."""
         self.texts: dict[Path, list[str]] = {}
-        for row in read_pairs(path):
+        for row in rows:
             self.texts.setdefault(row.image, []).append(row.text)
         self.images = list(self.texts)
 
@@ -255,13 +258,21 @@ class JsonlPairs:
         return texts[int(rng.integers(len(texts)))]
 
     def texts_of(self, index: int) -> Sequence[str]:
-        """All of that image's texts, in the file's order."""
+        """All of that image's texts, in the rows' order."""
         return self.texts[self.images[index]]
 
     def vocabulary(self) -> Iterator[str]:
-        """All texts of the file."""
+        """All texts there are."""
         for texts in self.texts.values():
             yield from texts
+
+
+class JsonlPairs(FilePairs):
+    """Image-text pairs from a JSONL file."""
+
+    def __init__(self, path: str | Path) -> None:
+        """Read and check all lines; images are opened when they are asked for."""
+        super().__init__(read_pairs(path))
 
 
 class JsonlPhrases:

@@ -4,6 +4,7 @@ VLMError
 ├── InputError (also ValueError)   an argument that cannot be used
 ├── CapabilityError                the checkpoint cannot do what was asked (masks from a tags-only CLIP)
 ├── DataError (also ValueError)    a training or evaluation file that cannot be read
+│   └── UnreadableSampleError      one sample of many, which a training may leave out
 └── CheckpointError                a checkpoint that cannot be loaded
     ├── CheckpointNotFoundError    nothing there, or the hub cannot be reached
     ├── CheckpointIncompleteError  a file or a tensor is missing
@@ -27,6 +28,10 @@ class CapabilityError(VLMError):
 
 class DataError(VLMError, ValueError):
     """A data file is missing, malformed or inconsistent."""
+
+
+class UnreadableSampleError(DataError):
+    """One sample of a large set is broken; the set is of use without it."""
 
 
 class CheckpointError(VLMError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -49,14 +49,27 @@ def open_picture(path: Path) -> Image.Image:
     Raises:
         DataError: missing, of an unknown format, broken, or so large that Pillow refuses it (about 179 megapixels).
     """
+    return read_picture(path, str(path))
+
+
+def read_picture(source: Path | BinaryIO, name: str) -> Image.Image:
+    """An image file, or an open one, as RGB, upright; of an animation the first frame.
+
+    Args:
+        source: where the picture is.
+        name: what errors call it.
+
+    Raises:
+        DataError: missing, of an unknown format, broken, or so large that Pillow refuses it (about 179 megapixels).
+    """
     try:
-        with Image.open(path, formats=known_formats()) as image:
+        with Image.open(source, formats=known_formats()) as image:
             orientation = orientation_of(image)
             image.load()
             return to_rgb(upright(image, orientation))
     except Exception as error:  # on broken files Pillow's readers raise nearly anything
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise DataError(f"{path} cannot be read as an image: {reason}") from error
+        raise DataError(f"{name} cannot be read as an image: {reason}") from error
 
 
 def orientation_of(image: Image.Image) -> int:
