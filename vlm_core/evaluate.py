@@ -365,20 +365,34 @@ def evaluate_matching(
     Raises:
         DataError: no image has k - 1 wrong texts.
     """
+    rows = []
+    for candidates, image in zip(draw_candidates(texts, right=right, k=k, seed=seed), images, strict=True):
+        if candidates:
+            similarity = {score.tag: score.similarity for score in model.rank(image, candidates)}
+            rows.append([similarity[candidate] for candidate in candidates])
+    return one_of_k_accuracy(rows)
+
+
+def draw_candidates(
+    texts: Sequence[str], *, right: Sequence[Collection[str]] | None = None, k: int = 4, seed: int = 0
+) -> list[list[str]]:
+    """The k texts that each image chooses among, its own first; none for an image without k - 1 wrong texts.
+
+    Args, and what is raised: as :func:`evaluate_matching` has them.
+    """
     if not can_match(texts, right=right, k=k):
         raise DataError(
             f"one-of-{k} matching needs an image with {k - 1} texts that are not its own: of {len(texts)} images with "
             f"{len(set(texts))} different texts none has"
         )
     rng = np.random.default_rng([seed, 21])
-    rows = []
-    for text, wrong, image in zip(texts, _wrong_texts(texts, right), images, strict=True):
+    drawn: list[list[str]] = []
+    for text, wrong in zip(texts, _wrong_texts(texts, right), strict=True):
         if len(wrong) < k - 1:
-            continue
-        drawn = [wrong[int(i)] for i in rng.choice(len(wrong), size=k - 1, replace=False)]
-        similarity = {score.tag: score.similarity for score in model.rank(image, [text, *drawn])}
-        rows.append([similarity[candidate] for candidate in (text, *drawn)])
-    return one_of_k_accuracy(rows)
+            drawn.append([])
+        else:
+            drawn.append([text, *(wrong[int(i)] for i in rng.choice(len(wrong), size=k - 1, replace=False))])
+    return drawn
 
 
 def can_match(texts: Sequence[str], *, right: Sequence[Collection[str]] | None = None, k: int = 4) -> bool:

@@ -31,6 +31,23 @@ def contrastive_loss(logits_per_image: Tensor) -> Tensor:
     return (image_picks + text_picks) / 2
 
 
+def contrastive_loss_of_part(logits_per_image: Tensor, logits_per_text: Tensor, first: int) -> Tensor:
+    """The part of `contrastive_loss` that some of a batch's images and texts have in it.
+
+    The mean of all parts' losses, where parts are of one size, is the loss of the whole batch.
+
+    Args:
+        logits_per_image: (b, B), the part's images against all texts of the batch.
+        logits_per_text: (b, B), the part's texts against all images.
+        first: place of the part's first image, and of its text, in the batch; 0 to B - b.
+
+    Returns:
+        A scalar.
+    """
+    target = torch.arange(first, first + len(logits_per_image), device=logits_per_image.device)
+    return (F.cross_entropy(logits_per_image, target) + F.cross_entropy(logits_per_text, target)) / 2
+
+
 def word_loss(conditions: Tensor, words: Tensor, input_ids: Tensor, said: Tensor, *, scale: float = 16.0) -> Tensor:
     """Ask of each text's condition which words the text has: cross entropy over the vocabulary, mean over texts.
 

@@ -6,7 +6,8 @@ Members of one name belong together; the name ends at the first dot of the file'
                     a/000001.png  a/000001.json     {"caption": "..."} or {"captions": ["...", "..."]}
 
 A shard is scanned once for where its members begin, and its texts are kept; an image is read from that place when
-it is asked for, so that any order costs the same and nothing is unpacked. What is broken is left out, counted and named.
+it is asked for, so that any order costs the same and nothing is unpacked. What is broken is left out, counted and
+named.
 
 Layout: https://github.com/webdataset/webdataset, "The WebDataset Format".
 """
@@ -98,8 +99,8 @@ class ShardPairs:
         if not self._places:
             where = f"{len(shards)} shards, the first {shards[0]}" if shards else "no shard"
             raise DataError(
-                f"no pair of an image and a text in {where}: a sample needs NAME.jpg (or png, webp ...) and NAME.txt, or "
-                f'NAME.json with "caption" or "captions"' + (f". {self.summary()}" if self.broken else "")
+                f"no pair of an image and a text in {where}: a sample needs NAME.jpg (or png, webp ...) and NAME.txt, "
+                'or NAME.json with "caption" or "captions"' + (f". {self.summary()}" if self.broken else "")
             )
 
     def summary(self) -> str:
@@ -173,7 +174,7 @@ class ShardPairs:
         try:
             with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:
                 while (member := tar.next()) is not None:
-                    tar.members = []  # a list of all that it has given would only grow
+                    tar.members = []  # type: ignore[attr-defined]  # undocumented; it would keep all that it gave
                     self._check_gap(shard, file, expected, member.offset)
                     expected = tar.offset
                     if not member.isreg() or member.issparse():

@@ -35,7 +35,13 @@ _Validation = Annotated[Path | None, typer.Option(help="JSONL file of the same l
 
 @train_app.command("clip")
 def train_clip_command(
-    train: Annotated[Path, typer.Option(help='JSONL file of {"image": ..., "text": ...}, paths relative to it.')],
+    train: Annotated[
+        Path,
+        typer.Option(
+            help='JSONL file of {"image": ..., "text": ...}, paths relative to it; CSV or TSV file with these columns; '
+            "or tar shards: a directory, 'data/*.tar' or 'data/{000..127}.tar' in quotes."
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="Directory of the run: checkpoint/, metrics.jsonl, metrics.png.")],
     image_encoder: Annotated[
         str, typer.Option(help="timm model, hf-hub:owner/name, directory with config.json, or scratch:NAME.")
@@ -43,7 +49,9 @@ def train_clip_command(
     text_encoder: Annotated[
         str, typer.Option(help="Hub id or directory of DistilBERT or another BERT-like, or scratch:distilbert.")
     ] = "distilbert/distilbert-base-uncased",
-    validation: _Validation = None,
+    validation: Annotated[
+        Path | None, typer.Option(help="Pairs in any of these layouts, to measure on as it goes.")
+    ] = None,
     image_size: Annotated[int | None, typer.Option(help="Square input, px. Default: the image encoder's own.")] = None,
     crop: Annotated[
         bool | None, typer.Option("--crop/--squash", help="Cut the centre out (default) or squash the whole image.")
@@ -52,17 +60,34 @@ def train_clip_command(
     projection_dim: Annotated[int | None, typer.Option(help="Width of the shared space. Default 256.")] = None,
     train_image_encoder: Annotated[
         bool | None,
-        typer.Option("--train-image-encoder/--freeze-image-encoder", help="Default: only one from scratch learns."),
+        typer.Option(
+            "--train-image-encoder/--freeze-image-encoder",
+            help="Default: only one from scratch learns. Frozen beside a text encoder that learns: LiT.",
+        ),
     ] = None,
     train_text_encoder: Annotated[
         bool | None,
         typer.Option("--train-text-encoder/--freeze-text-encoder", help="Default: only one from scratch learns."),
     ] = None,
     steps: Annotated[int | None, typer.Option(help="Updates. Default 200.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in an update. Default 32.")] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images in an update, of all processes together. Default 32.")
+    ] = None,
+    micro_batch: Annotated[
+        int | None,
+        typer.Option(help="Images encoded at once; the loss is still over the whole batch. Default: all of it."),
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak of the one-cycle schedule. Default 0.001.")] = None,
+    warmup: Annotated[float | None, typer.Option(help="Part of the steps up to the peak. Default 0.1.")] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Default 0.1.")] = None,
     evaluate_every: Annotated[int | None, typer.Option(help="Updates between measurements. Default 50.")] = None,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="End after so many measurements without a better mean_recall; the best weights are saved."),
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option("--tensorboard", help="Event files too, in --out; needs the extra 'tensorboard'.")
+    ] = None,
     seed: _Seed = None,
     device: _Device = None,
     precision: _Precision = None,
@@ -79,9 +104,14 @@ def train_clip_command(
 
     Example: vlm train clip --train train.jsonl --validation val.jsonl --image-encoder vit_small_patch14_dinov2.lvd142m
     --text-encoder sentence-transformers/all-MiniLM-L6-v2 --image-size 224 --out runs/clip
+
+    Example: torchrun --nproc-per-node 4 -m backend.cli train clip --train 'shards/{0000..0127}.tar' --out runs/clip
+    --batch-size 8192 --micro-batch 256 --validation val.jsonl --steps 20000 --train-text-encoder --patience 5
     """
-    from vlm_core.data import JsonlPairs
+    from vlm_core.pair_files import open_pairs
+    from vlm_core.recipes.distributed import joined
     from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
+    from vlm_core.shards import ShardPairs
 
     given = _given(
         image_size=image_size,
@@ -92,18 +122,28 @@ def train_clip_command(
         train_text_encoder=train_text_encoder,
         steps=steps,
         batch_size=batch_size,
+        micro_batch=micro_batch,
         learning_rate=learning_rate,
+        warmup=warmup,
         weight_decay=weight_decay,
         evaluate_every=evaluate_every,
+        patience=patience,
+        tensorboard=tensorboard,
         seed=seed,
         device=device,
         precision=precision,
         name=name,
     )
     settings = TrainClipSettings(image_encoder=image_encoder, text_encoder=text_encoder, **given)
-    held_out = None if validation is None else JsonlPairs(validation)
-    written = train_clip(settings, JsonlPairs(train), held_out, out, resume=resume, quiet=quiet)
-    typer.echo(f"The model is in {written}, its curve in {out / 'metrics.png'}")
+    with joined(settings.device) as speaks:
+        sources = [None if where is None else open_pairs(where) for where in (train, validation)]
+        for source in sources:
+            if speaks and isinstance(source, ShardPairs) and source.broken:
+                typer.echo(source.summary(), err=True)
+        assert sources[0] is not None  # --train is not optional
+        written = train_clip(settings, sources[0], sources[1], out, resume=resume, quiet=quiet)
+    if speaks:
+        typer.echo(f"The model is in {written}, its curve in {out / 'metrics.png'}")
 
 
 @train_app.command("clipseg")

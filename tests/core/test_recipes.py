@@ -12,11 +12,12 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 from typer.testing import CliRunner
 
 import vlm_core
 from backend.cli import app
+from tests.core.towers import pretrained_towers
 from vlm_core.data import JsonlPairs, JsonlPhrases, PhraseSample
 from vlm_core.demo.scenes import generate_scene
 from vlm_core.demo.source import SceneSource
@@ -165,39 +166,6 @@ def test_train_clip_resumed_equals_uninterrupted(base: Path, scenes: SceneSource
 def test_another_seed_gives_another_model(base: Path, scenes: SceneSource, tmp_path: Path) -> None:
     other = train_clip(dataclasses.replace(CLIP, seed=1), scenes, None, tmp_path / "run", quiet=True)
     assert not same(weights(other), weights(base))
-
-
-def pretrained_towers(folder: Path) -> tuple[Path, Path]:
-    """Directories as they are published: a timm ViT in timm's layout, a BERT with its tokenizer."""
-    torch.manual_seed(0)
-    image, text = folder / "vit", folder / "bert"
-    image.mkdir()
-    encoder = ImageEncoder("vit_tiny_patch16_224", {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2})
-    save_file(encoder.vit.state_dict(), image / "model.safetensors")
-    config = {
-        "architecture": "vit_tiny_patch16_224",
-        "num_classes": 0,
-        "model_args": {"img_size": 32, "depth": 2, "embed_dim": 24, "num_heads": 2},
-        "pretrained_cfg": {
-            "input_size": [3, 32, 32],
-            "mean": [0.5, 0.5, 0.5],
-            "std": [0.5, 0.5, 0.5],
-            "num_classes": 0,
-        },
-    }
-    (image / "config.json").write_text(json.dumps(config))
-    tokenizer = build_tokenizer(words_of(text for scene in range(8) for text in generate_scene(scene).captions), 24)
-    bert = BertConfig(
-        vocab_size=len(tokenizer.tokenizer),
-        hidden_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        intermediate_size=48,
-        max_position_embeddings=24,
-    )
-    BertModel(bert, add_pooling_layer=False).save_pretrained(text)
-    tokenizer.tokenizer.save_pretrained(text)
-    return image, text
 
 
 def test_a_text_tower_that_lacks_tensors_is_refused(tmp_path: Path) -> None:

@@ -93,21 +93,11 @@ def measure_matching(
     Raises:
         DataError: fewer than two images or two different texts, or an image without any.
     """
-    unique = list(dict.fromkeys(text for own in texts for text in own))
-    if len(texts) < 2 or len(unique) < 2 or not all(texts):
-        raise DataError(
-            f"matching needs two images with different texts or more, got {len(texts)} images with {len(unique)} texts"
-        )
-    column = {text: index for index, text in enumerate(unique)}
-    owned = [[column[text] for text in own] for own in texts]
-    owners: list[list[int]] = [[] for _ in unique]
-    for row, own in enumerate(owned):
-        for index in dict.fromkeys(own):
-            owners[index].append(row)
+    unique, owned, owners = group_texts(texts)
     image_embeds = embed_images(model, image, len(texts), advance)
     text_embeds = embed_texts(model, unique)
-    image_ranks = _ranks(image_embeds, text_embeds, owned)
-    text_ranks = _ranks(text_embeds, image_embeds, owners)
+    image_ranks = right_ranks(image_embeds, text_embeds, owned)
+    text_ranks = right_ranks(text_embeds, image_embeds, owners)
 
     wrong = np.array([len(unique) - len(set(own)) for own in owned])
     below, against = _pairs_below(image_embeds, text_embeds, owned)
@@ -137,9 +127,42 @@ def measure_matching(
     )
 
 
-def _ranks(
+def group_texts(texts: Sequence[Sequence[str]]) -> tuple[list[str], list[list[int]], list[list[int]]]:
+    """Who has which text.
+
+    Args:
+        texts: those of each image.
+
+    Returns:
+        The different texts in order of appearance; the places among them of each image's texts; the images of each.
+
+    Raises:
+        DataError: fewer than two images or two different texts, or an image without any.
+    """
+    unique = list(dict.fromkeys(text for own in texts for text in own))
+    if len(texts) < 2 or len(unique) < 2 or not all(texts):
+        raise DataError(
+            f"matching needs two images with different texts or more, got {len(texts)} images with {len(unique)} texts"
+        )
+    column = {text: index for index, text in enumerate(unique)}
+    owned = [[column[text] for text in own] for own in texts]
+    owners: list[list[int]] = [[] for _ in unique]
+    for row, own in enumerate(owned):
+        for index in dict.fromkeys(own):
+            owners[index].append(row)
+    return unique, owned, owners
+
+
+def right_ranks(
     queries: npt.NDArray[np.float32], candidates: npt.NDArray[np.float32], right: Sequence[Sequence[int]]
 ) -> npt.NDArray[np.int64]:
+    """The rank of the best right candidate of each query by the product of their embeddings, from 1 on.
+
+    Args:
+        queries: (N, E).
+        candidates: (M, E).
+        right: for each query the places of its right candidates, one or more.
+    """
     ranks = []
     for start in range(0, len(queries), _ROWS):
         scores = queries[start : start + _ROWS] @ candidates.T

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -148,12 +149,34 @@ def resolve_precision(precision: str, device: torch.device) -> str:
     return precision
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Replace a safetensors file atomically."""
+    temporary = path.with_suffix(".tmp")
+    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
+    os.replace(temporary, path)
+
+
 def save_state(
-    directory: Path, step: int, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, settings: object
+    directory: Path,
+    step: int,
+    modules: Mapping[str, nn.Module],
+    optimizer: torch.optim.Optimizer,
+    settings: object,
+    *,
+    notes: Mapping[str, Any] | None = None,
+    extra: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write all that a resumed run needs: weights, optimizer, torch's random state, the step. No pickles.
 
     Both files are replaced atomically; the info file, written last, names the tensor file's step.
+
+    Args:
+        directory: of the run.
+        step: updates made.
+        modules: name -> what learns.
+        optimizer: that of their weights.
+        settings: of the run; it is resumed with the same ones alone.
+        notes, extra: what else the recipe needs, JSON-able and tensors; `read_extra` gives them.
     """
     tensors: dict[str, Tensor] = {}
     for name, module in modules.items():
@@ -164,11 +187,10 @@ def save_state(
     tensors["random.cpu"] = torch.get_rng_state()
     if torch.cuda.is_available():
         tensors["random.cuda"] = torch.cuda.get_rng_state()
+    tensors |= {f"extra.{key}": value for key, value in (extra or {}).items()}
     target = directory / f"{step:08d}-{STATE}"
-    temporary = target.with_suffix(".tmp")
-    save_file({key: value.detach().cpu().contiguous().clone() for key, value in tensors.items()}, temporary)
-    os.replace(temporary, target)
-    info = {"step": step, "state": target.name, "settings": jsonable(settings)}
+    save_tensors(target, tensors)
+    info = {"step": step, "state": target.name, "settings": jsonable(settings), "notes": dict(notes or {})}
     write_text(directory / STATE_INFO, json.dumps(info, indent=1) + "\n")
     for old in directory.glob(f"*-{STATE}"):
         if old != target:
@@ -211,6 +233,18 @@ def load_state(
     if "random.cuda" in tensors and torch.cuda.is_available():
         torch.cuda.set_rng_state(tensors["random.cuda"])
     return int(info["step"])
+
+
+def read_extra(directory: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The `notes` and the `extra` tensors that `save_state` was given; both empty where there is no state."""
+    path = directory / STATE_INFO
+    if not path.is_file():
+        return {}, {}
+    info = json.loads(path.read_text(encoding="utf-8"))
+    with safe_open(directory / info["state"], framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith("extra.")]  # noqa: SIM118  # it is no mapping
+        extra = {name.removeprefix("extra."): file.get_tensor(name) for name in names}
+    return info.get("notes", {}), extra
 
 
 def jsonable(settings: object) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Recipe: train a dual encoder on image-text pairs.
 
-Read from top to bottom: settings, check all of them, set up, train, save. Run it with
-`vlm train clip`, or call :func:`train_clip` with a source of one's own.
+Read from top to bottom: check all settings, set up, train, save. Run it with `vlm train clip`, also under `torchrun`
+for several processes, or call :func:`train_clip` with a source of one's own.
 
 Source: Radford et al., arXiv:2103.00020.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,92 +19,22 @@ import torch
 from torch import Tensor, nn
 
 from vlm_core import checkpoint
-from vlm_core.checkpoint import resolve_device
 from vlm_core.clip import CLIP
-from vlm_core.data import PairSource, batch_indices, sample_rng
-from vlm_core.evaluate import can_match, evaluate_matching
-from vlm_core.image_encoder import ImageEncoder
-from vlm_core.losses import contrastive_loss
-from vlm_core.model import Model
-from vlm_core.preprocess import ImageTransform, TextTokenizer
+from vlm_core.data import PairSource, batch_indices
+from vlm_core.losses import contrastive_loss, contrastive_loss_of_part
 from vlm_core.projection import normalised
 from vlm_core.recipes import common
+from vlm_core.recipes.best import Best
+from vlm_core.recipes.clip_settings import TrainClipSettings
+from vlm_core.recipes.clip_validation import MEAN_RECALL, Validation
+from vlm_core.recipes.distributed import Processes
 from vlm_core.recipes.encoders import make_image_encoder, make_text_encoder, make_transform
+from vlm_core.recipes.event_log import EventLog, event_log_problems
+from vlm_core.recipes.grad_cache import cached_backward, random_state, set_random_state
 from vlm_core.recipes.progress import Progress
-from vlm_core.text_encoder import TextEncoder
+from vlm_core.recipes.towers import Pairs, Towers
 
-
-@dataclass(frozen=True, slots=True)
-class TrainClipSettings:
-    """Settings of `train_clip`. The defaults suit a few dozen to a few thousand pairs and pre-trained encoders.
-
-    Attributes:
-        image_encoder: a timm model with weights, `hf-hub:owner/name`, a directory in timm's layout
-            (`config.json`, `model.safetensors`), or `scratch:NAME` for random weights.
-        text_encoder: hub id or directory of DistilBERT or another BERT-like, or `scratch:distilbert`.
-        image_args, text_args: constructor values, only with `scratch:`.
-        pooling: of the text encoder, "mean" over real tokens or "first".
-        image_size: square input, px; None takes the encoder's own.
-        crop: cut out the centre as CLIP does; False squashes the whole image to the square.
-        max_tokens: longest text.
-        projection_dim: width of the shared space.
-        train_image_encoder, train_text_encoder: whether the towers learn too; None: only towers from scratch
-            do. Frozen towers run once per image and text, so that training takes seconds.
-        steps: updates.
-        batch_size: images in an update; each has to find its text among those of the whole batch.
-        learning_rate: peak of the one-cycle schedule.
-        weight_decay: of weight matrices.
-        evaluate_every: updates between measurements on the validation part.
-        validation_images: at most so many are measured.
-        seed: decides weights, order and dropout; with it a CPU run gives the same weights again.
-        device: "auto", "cpu", "cuda", ...
-        precision: "fp32", "bf16" or "auto": bf16 on a GPU.
-        name: base of version names of the model.
-    """
-
-    image_encoder: str
-    text_encoder: str
-    image_args: Mapping[str, Any] | None = None
-    text_args: Mapping[str, Any] | None = None
-    pooling: str = "mean"
-    image_size: int | None = None
-    crop: bool = True
-    max_tokens: int = 64
-    projection_dim: int = 256
-    train_image_encoder: bool | None = None
-    train_text_encoder: bool | None = None
-    steps: int = 200
-    batch_size: int = 32
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.1
-    evaluate_every: int = 50
-    validation_images: int = 300
-    seed: int = 0
-    device: str = "auto"
-    precision: str = "auto"
-    name: str = "clip"
-
-    def problems(self) -> list[str]:
-        """Everything that is wrong with these values alone."""
-        found = []
-        if self.steps < 1 or self.batch_size < 2 or self.evaluate_every < 1:
-            found.append(
-                f"steps {self.steps}, batch_size {self.batch_size}, evaluate_every {self.evaluate_every}: "
-                "at least 1, 2 and 1"
-            )
-        if not 0 < self.learning_rate <= 1 or self.weight_decay < 0:
-            found.append(f"learning_rate {self.learning_rate} must be in (0, 1], weight_decay not negative")
-        if self.pooling not in ("mean", "first"):
-            found.append(f'pooling {self.pooling!r} must be "mean" or "first"')
-        if self.precision not in ("auto", "fp32", "bf16"):
-            found.append(f'precision {self.precision!r} must be "auto", "fp32" or "bf16"')
-        if self.projection_dim < 1 or self.max_tokens < 4:
-            found.append(f"projection_dim {self.projection_dim} and max_tokens {self.max_tokens}: at least 1 and 4")
-        if self.image_args and not self.image_encoder.startswith("scratch:"):
-            found.append("image_args are for scratch: encoders; pre-trained weights fix them")
-        if self.text_args and not self.text_encoder.startswith("scratch:"):
-            found.append("text_args are for scratch: encoders; pre-trained weights fix them")
-        return found
+__all__ = ["TrainClipSettings", "train_clip"]
 
 
 def train_clip(
@@ -117,10 +48,13 @@ def train_clip(
 ) -> Path:
     """Train, measuring as it goes, and write `output/checkpoint`.
 
+    Where several processes were joined (`vlm_core.recipes.distributed`), each calls this with the same arguments and
+    works on its part of every batch. Rank 0 alone measures and writes; `output` must be one directory for all.
+
     Args:
         settings: see `TrainClipSettings`.
-        train: what to learn from.
-        validation: what to measure one-of-four matching on; None measures nothing but the loss.
+        train: what to learn from. An image that raises `UnreadableSampleError` is left out, and another one taken.
+        validation: what to measure matching on; None measures nothing but the loss.
         output: directory of the run: `checkpoint/`, `metrics.jsonl`, `metrics.png`, and the state to resume from.
         resume: go on with the run in `output`; with the same settings it ends as if never interrupted.
         quiet: no progress bar.
@@ -132,23 +66,20 @@ def train_clip(
         SettingsError: settings that cannot work, all of them listed.
         CheckpointError: an encoder cannot be loaded.
         DataError: an image or text that cannot be read.
+        DivergedError: several processes no longer hold the same weights.
     """
     # --- check everything before any work ----------------------------------------------------------------
-    problems = settings.problems()
-    if len(train) < settings.batch_size:
-        problems.append(f"{len(train)} training images are fewer than batch_size {settings.batch_size}: lower it")
-    if validation is not None and len(validation) < 4:
-        problems.append(f"{len(validation)} validation images: one-of-four matching needs at least 4")
-    elif validation is not None:
-        asked, right = _asked(settings, validation)
-        if not can_match(asked, right=right):
-            problems.append("no validation image has three texts that are not its own: one-of-four cannot be asked")
+    processes = Processes.joined(settings.device)
+    measured_on = None if validation is None else Validation(validation, settings.validation_images, settings.seed)
+    problems = settings.problems() + _problems_together(settings, train, measured_on, processes)
     problems += common.output_problems(output, resume)
+    if processes.any(bool(problems)) and not problems:
+        problems = ["another process cannot use them, or sees another output directory; its message says why"]
     common.raise_all(problems)
 
     # --- set up ------------------------------------------------------------------------------------------
     common.seed_everything(settings.seed)
-    device = resolve_device(settings.device)
+    device = processes.device
     precision = common.resolve_precision(settings.precision, device)
     image_encoder = make_image_encoder(settings.image_encoder, settings.image_args, settings.image_size)
     text_encoder, tokenizer = make_text_encoder(
@@ -157,38 +88,52 @@ def train_clip(
     image_size = settings.image_size or int(image_encoder.vit.patch_embed.img_size[0])
     transform = make_transform(image_encoder, image_size, crop=settings.crop)
     clip = CLIP(image_encoder, text_encoder, settings.projection_dim).to(device)
-    towers = _Towers(settings, clip, tokenizer, transform, train, device)
+    towers = Towers(settings, clip, tokenizer, transform, train, device)
     optimizer = torch.optim.AdamW(
         common.parameter_groups([clip], settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98)
     )
-    output.mkdir(parents=True, exist_ok=True)
-    start = common.load_state(output, {"clip": clip}, optimizer, settings) if resume else 0
-    log = common.MetricsLog(output, resumed_at=start)
+    processes.copy_weights(clip)
+    run = _Run(settings, processes, output, clip, optimizer)
+    start = run.resume() if resume else run.begin()
+    validate = None if measured_on is None else partial(measured_on.measure, clip, tokenizer, transform)
 
-    def measure(step: int, losses: list[float]) -> None:
-        values = {"loss": float(np.mean(losses))} if losses else {}
-        if validation is not None:
-            values["one_of_four"] = _one_of_four(settings, clip, tokenizer, transform, validation)
-        log.add(step, **values)
-        log.draw()
+    def embed(pairs: Pairs) -> tuple[Tensor, Tensor]:
+        with common.computing(device, precision):
+            image = normalised(clip.visual_projection(towers.image_features(pairs)))
+            text = normalised(clip.text_projection(towers.text_features(pairs)))
+        return image.float(), text.float()
+
+    def loss_of(image: Tensor, text: Tensor) -> Tensor:
+        if processes.size == 1:
+            return contrastive_loss(clip.temperature_scale * image @ text.T)
+        return contrastive_loss_of_part(
+            clip.temperature_scale * image @ processes.gather(text).T,
+            clip.temperature_scale * text @ processes.gather(image).T,
+            first=processes.rank * len(image),
+        )
 
     # --- train -------------------------------------------------------------------------------------------
     losses: list[float] = []
     if start == 0:
-        measure(0, losses)
-    with Progress("train clip", settings.steps, start, quiet=quiet) as progress:
+        run.measure(0, losses, validate)
+    with Progress("train clip", settings.steps, start, quiet=quiet or not processes.main) as progress:
         for step in range(start, settings.steps):
+            if run.ended:
+                break
             towers.training_mode()
             for group in optimizer.param_groups:
-                group["lr"] = common.learning_rate(step, settings.steps, settings.learning_rate)
-            indices = batch_indices(len(train), settings.batch_size, step, settings.seed)
-            texts = [train.text(index, sample_rng(settings.seed, step, index)) for index in indices]
+                group["lr"] = common.learning_rate(step, settings.steps, settings.learning_rate, warmup=settings.warmup)
+            batch = batch_indices(len(train), settings.batch_size, step, settings.seed)
             with common.computing(device, precision):
-                image = normalised(clip.visual_projection(towers.image_features(indices)))
-                text = normalised(clip.text_projection(towers.text_features(texts)))
-            loss = contrastive_loss(clip.temperature_scale * image.float() @ text.float().T)
+                pairs = towers.pairs(processes.part(batch), batch, step, settings.seed)
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+            if settings.micro_batch is None:
+                loss = loss_of(*embed(pairs))
+                loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+            else:
+                parts = [partial(embed, part) for part in pairs.parts(settings.micro_batch)]
+                loss = cached_backward(parts, loss_of, device)
+            processes.average_gradients(clip.parameters())
             nn.utils.clip_grad_norm_(clip.parameters(), 1.0)
             optimizer.step()
             clip.limit_temperature()
@@ -196,111 +141,141 @@ def train_clip(
             done = step + 1
             progress.advance(loss=losses[-1])
             if done % settings.evaluate_every == 0 or done == settings.steps:
-                measure(done, losses)
+                run.measure(done, losses, validate)
                 losses.clear()
-                common.save_state(output, done, {"clip": clip}, optimizer, settings)
+                run.save(done)
 
     # --- save and clean up -------------------------------------------------------------------------------
-    checkpoint.save(
-        output / common.CHECKPOINT,
-        clip=clip,
-        tokenizer=tokenizer,
-        tag_transform=transform,
-        name=settings.name,
-        about={"recipe": "clip", "settings": common.jsonable(settings), "metrics": log.rows[-1]},
-    )
+    processes.check_equal(clip)
+    step, metrics = run.close()
+    if processes.main:
+        checkpoint.save(
+            output / common.CHECKPOINT,
+            clip=clip,
+            tokenizer=tokenizer,
+            tag_transform=transform,
+            name=settings.name,
+            about={"recipe": "clip", "settings": common.jsonable(settings), "step": step, "metrics": metrics},
+        )
+    processes.any(False)  # none returns before the checkpoint is there
     return output / common.CHECKPOINT
 
 
-class _Towers:
-    """Features before the projections: computed anew while a tower learns, once and kept while it does not."""
-
-    def __init__(
-        self,
-        settings: TrainClipSettings,
-        clip: CLIP,
-        tokenizer: TextTokenizer,
-        transform: ImageTransform,
-        source: PairSource,
-        device: torch.device,
-    ) -> None:
-        self.image_encoder: ImageEncoder = clip.image_encoder
-        self.text_encoder: TextEncoder = clip.text_encoder
-        self.tokenizer, self.transform, self.source, self.device = tokenizer, transform, source, device
-        self.learn_image = _learns(settings.train_image_encoder, settings.image_encoder)
-        self.learn_text = _learns(settings.train_text_encoder, settings.text_encoder)
-        self.image_encoder.requires_grad_(self.learn_image)
-        self.text_encoder.requires_grad_(self.learn_text)
-        self._images: dict[int, Tensor] = {}
-        self._texts: dict[str, Tensor] = {}
-
-    def training_mode(self) -> None:
-        """Dropout on in the towers that learn, off in those that are frozen."""
-        self.image_encoder.train(self.learn_image)
-        self.text_encoder.train(self.learn_text)
-
-    def image_features(self, indices: list[int]) -> Tensor:
-        """(B, D) pooled features of these images."""
-        if self.learn_image:
-            return self._encode_images(indices)
-        missing = [index for index in indices if index not in self._images]
-        if missing:
-            with torch.no_grad():
-                self._images.update(zip(missing, self._encode_images(missing), strict=True))
-        return torch.stack([self._images[index] for index in indices])
-
-    def text_features(self, texts: list[str]) -> Tensor:
-        """(B, D) pooled features of these texts."""
-        if self.learn_text:
-            return self._encode_texts(texts)
-        missing = sorted(set(texts) - set(self._texts))
-        if missing:
-            with torch.no_grad():
-                self._texts.update(zip(missing, self._encode_texts(missing), strict=True))
-        return torch.stack([self._texts[text] for text in texts])
-
-    def _encode_images(self, indices: list[int]) -> Tensor:
-        pixels = torch.stack([self.transform(self.source.image(index)) for index in indices])
-        pooled = self.image_encoder(pixels.to(self.device)).pooled
-        assert isinstance(pooled, Tensor)
-        return pooled
-
-    def _encode_texts(self, texts: list[str]) -> Tensor:
-        input_ids, attention_mask = self.tokenizer(texts)
-        features: Tensor = self.text_encoder(input_ids.to(self.device), attention_mask.to(self.device))
-        return features
+def _problems_together(
+    settings: TrainClipSettings, train: PairSource, validation: Validation | None, processes: Processes
+) -> list[str]:
+    """What is wrong with the settings on these data and processes."""
+    found = []
+    if len(train) < settings.batch_size:
+        found.append(f"{len(train)} training images are fewer than batch_size {settings.batch_size}: lower it")
+    if validation is not None:
+        found += validation.problems()
+    elif settings.patience is not None:
+        found.append("patience needs validation data: without any nothing says which weights are best")
+    if settings.batch_size % processes.size:
+        found.append(f"batch_size {settings.batch_size} cannot be shared equally by {processes.size} processes")
+    if processes.size > 1 and settings.learns_batch_norms:
+        found.append("the batch norms of stem_widths would see one process's part of a batch: use one process")
+    if settings.tensorboard:
+        found += event_log_problems()
+    return found
 
 
-def _learns(choice: bool | None, source: str) -> bool:
-    return source.startswith("scratch:") if choice is None else choice
+@dataclass(slots=True)
+class _Run:
+    """What a run leaves on disk as it goes, and what it is resumed from. Rank 0 alone writes."""
 
+    settings: TrainClipSettings
+    processes: Processes
+    output: Path
+    clip: CLIP
+    optimizer: torch.optim.Optimizer
+    log: common.MetricsLog = field(init=False)
+    events: EventLog | None = field(init=False, default=None)
+    best: Best | None = field(init=False, default=None)
+    ended: bool = field(init=False, default=False)
 
-def _one_of_four(
-    settings: TrainClipSettings,
-    clip: CLIP,
-    tokenizer: TextTokenizer,
-    transform: ImageTransform,
-    validation: PairSource,
-) -> float:
-    """One-of-four matching through the same code that users call."""
-    with common.evaluating(clip) as frozen:
-        model = Model(
-            clip=frozen,
-            decoder=None,
-            tokenizer=tokenizer,
-            mask_transform=None,
-            tag_transform=transform,
-            name=settings.name,
-            fingerprint="",
-            device=frozen.logit_scale.device,
-        )
-        asked, right = _asked(settings, validation)
-        images = (validation.image(index) for index in range(len(asked)))
-        return evaluate_matching(model, images, asked, right=right, seed=settings.seed)
+    def begin(self) -> int:
+        """Open what is written to; gives the first step."""
+        rank = self.processes.rank
+        if rank:
+            # Else all would drop out the same units; rank 0 draws what a process alone would.
+            torch.manual_seed(int(np.random.default_rng([self.settings.seed, 13, rank]).integers(2**62)))
+        self._open(0, {})
+        return 0
 
+    def resume(self) -> int:
+        """Go on from the last state; gives the step that it was written at.
 
-def _asked(settings: TrainClipSettings, validation: PairSource) -> tuple[list[str], list[Sequence[str]]]:
-    """For each validation image the text that it is asked for, and all that it has."""
-    indices = range(min(len(validation), settings.validation_images))
-    asked = [validation.text(index, sample_rng(settings.seed, 0, index)) for index in indices]
-    return asked, [validation.texts_of(index) for index in indices]
+        Raises:
+            SettingsError: it was written with other settings, or by another number of processes.
+        """
+        start = common.load_state(self.output, {"clip": self.clip}, self.optimizer, self.settings)
+        notes, extra = common.read_extra(self.output)
+        if notes["processes"] != self.processes.size:
+            raise common.SettingsError(
+                f"the run in {self.output} was started with {notes['processes']} processes, not {self.processes.size}: "
+                "resume it with as many, or choose another output directory"
+            )
+        own = f".{self.processes.rank}"
+        if state := {key.removesuffix(own): value for key, value in extra.items() if key.endswith(own)}:
+            set_random_state(state, self.processes.device)
+        self._open(start, notes["best"])
+        return start
+
+    def _open(self, start: int, best: dict[str, Any]) -> None:
+        if self.processes.main:
+            self.output.mkdir(parents=True, exist_ok=True)
+            self.log = common.MetricsLog(self.output, resumed_at=start)
+            if self.settings.tensorboard:
+                self.events = EventLog(self.output, resumed_at=start)
+            if self.settings.patience is not None:
+                self.best = Best(self.output, self.settings.patience, best)
+        self._agree_on_the_end()
+
+    def _agree_on_the_end(self) -> None:
+        self.ended = self.processes.any(self.best is not None and self.best.ended)
+
+    def measure(self, step: int, losses: list[float], validate: Callable[[], dict[str, float]] | None) -> None:
+        """Measure after `step` updates, note it, and decide whether that was enough."""
+        values = {"loss": self.processes.mean(float(np.mean(losses)))} if losses else {}
+        if self.processes.main:
+            if validate is not None:
+                values |= validate()
+            self.log.add(step, **values)
+            self.log.draw()
+            if self.events is not None:
+                rate = self.optimizer.param_groups[0]["lr"]
+                self.events.add(step, {**values, "learning_rate": rate} if losses else values)
+            if self.best is not None and step > 0:
+                self.best.offer(step, values[MEAN_RECALL], self.clip)
+        self._agree_on_the_end()
+
+    def save(self, step: int) -> None:
+        """Write the state after `step` updates."""
+        self.processes.check_equal(self.clip)
+        extra = {
+            f"{kind}.{rank}": state
+            for kind, own in random_state(self.processes.device).items()
+            for rank, state in enumerate(self.processes.every(own))
+            if rank
+        }
+        if self.processes.main:
+            notes = {"processes": self.processes.size, "best": {} if self.best is None else self.best.notes}
+            common.save_state(
+                self.output, step, {"clip": self.clip}, self.optimizer, self.settings, notes=notes, extra=extra
+            )
+            if self.best is not None:
+                self.best.forget_others()
+
+    def close(self) -> tuple[int, dict[str, float]]:
+        """Put the weights that are to be saved into the CLIP; gives their step and what was measured of them."""
+        if not self.processes.main:
+            return 0, {}
+        if self.events is not None:
+            self.events.close()
+        metrics = self.log.rows[-1]
+        if self.best is not None and self.best.value is not None:
+            self.best.load_into(self.clip)
+            metrics = next(row for row in self.log.rows if row["step"] == self.best.step)
+        return int(metrics["step"]), metrics
