@@ -171,6 +171,8 @@ class _Gather(torch.autograd.Function):
 def joined(device: str) -> Iterator[bool]:
     """Join the processes that `torchrun` started, by gloo on CPUs and nccl on GPUs, and part from them at the end.
 
+    Who has joined already stays so: processes cannot safely part and join again under one `torchrun`.
+
     Args:
         device: "auto", "cpu" or "cuda"; on a machine with several processes each takes the GPU of its local rank.
 
@@ -180,8 +182,8 @@ def joined(device: str) -> Iterator[bool]:
     Raises:
         InputError: the device is unknown or not on this machine.
     """
-    if not dist.is_torchelastic_launched():
-        yield True
+    if dist.is_initialized() or not dist.is_torchelastic_launched():
+        yield Processes.joined(device).main
         return
     kind = resolve_device(device).type
     if kind == "cuda":
