@@ -25,6 +25,7 @@ from vlm_core.errors import DataError
 from vlm_core.evaluation.matching import measure_matching
 from vlm_core.recipes.clip_validation import Validation
 from vlm_core.recipes.common import SettingsError, learning_rate
+from vlm_core.recipes.event_log import EventLog
 from vlm_core.recipes.train_clip import TrainClipSettings, train_clip
 from vlm_core.shards import ShardPairs
 
@@ -209,6 +210,19 @@ def test_event_files_hold_what_the_log_does_and_the_rate(scenes: SceneSource, tm
     rates = [event.value for event in events.Scalars("learning_rate")]
     assert rates == pytest.approx([learning_rate(step, 6, 3e-3, warmup=0.5) for step in range(6)], rel=1e-5)
     assert rates.index(max(rates)) == 3  # half of the steps rise
+
+
+def test_events_that_a_resumed_run_makes_again_are_hidden(tmp_path: Path) -> None:
+    log = EventLog(tmp_path)
+    for step in (1, 2, 3):
+        log.add(step, {"loss": step})
+    log.close()
+    log = EventLog(tmp_path, resumed_at=2)
+    log.add(4, {"loss": 40})
+    log.close()
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 1), (2, 2), (4, 40)]
 
 
 def test_no_event_files_unless_asked_for(scenes: SceneSource, tmp_path: Path) -> None:
