@@ -15,8 +15,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from typer.testing import CliRunner
 
 import vlm_core
+from backend.cli import app
+from tests.core.towers import pretrained_towers
 from tests.core.two_processes import SETTINGS as TWO
 from tests.core.two_processes import Stopped
 from vlm_core.demo.scenes import generate_scene
@@ -281,6 +284,23 @@ def test_every_mistake_is_told_at_once(scenes: SceneSource, tmp_path: Path) -> N
     assert not (tmp_path / "run").exists()
     frozen = dataclasses.replace(wrong, train_image_encoder=False)
     assert not any("batch norms" in problem for problem in frozen.problems())  # frozen ones use what they know
+
+
+def test_the_command_hands_its_options_on_and_names_what_is_broken(tmp_path: Path) -> None:
+    image, text = pretrained_towers(tmp_path)
+    shards = tmp_path / "shards"
+    shards.mkdir()
+    write_shard(shards / "a.tar", set())
+    (shards / "b.tar").write_bytes(b"not a shard")
+    options = ["--train", f"{shards}/*.tar", "--validation", str(shards / "a.tar"), "--out", str(tmp_path / "run")]
+    options += ["--image-encoder", str(image), "--text-encoder", str(text), "--steps", "2", "--batch-size", "8"]
+    options += ["--micro-batch", "5", "--warmup", "0", "--patience", "3", "--tensorboard", "--device", "cpu", "--quiet"]
+    result = CliRunner().invoke(app, ["train", "clip", *options])
+    assert result.exit_code == 0, result.output
+    assert "Left out as broken: 1: b.tar: " in result.stderr
+    used = json.loads((tmp_path / "run" / "checkpoint" / "manifest.json").read_text())["about"]["settings"]
+    given = {"micro_batch": 5, "warmup": 0.0, "patience": 3, "tensorboard": True}
+    assert {name: used[name] for name in given} == given
 
 
 def test_the_defaults_are_those_for_little_data() -> None:

@@ -139,15 +139,18 @@ class Processes:
         """
         if self.size == 1:
             return
-        sums = [tensor.detach().double() for tensor in module.state_dict().values()]
-        # Two sums of each tensor, so that a change of signs shows too.
-        digest = torch.stack([value for tensor in sums for value in (tensor.sum(), tensor.square().sum())])
+        # Two sums of each tensor, so that a change of signs shows as well as one of sizes.
+        digest = torch.stack([_sums(tensor.detach().double()) for tensor in module.state_dict().values()])
         first = self.every(digest)[0]
         if self.any(not torch.equal(digest, first)):
             raise DivergedError(
                 "the processes' weights have become different, so that the training cannot go on: resume it from the "
                 "last state, on machines with the same devices and versions"
             )
+
+
+def _sums(values: Tensor) -> Tensor:
+    return torch.stack([values.sum(), values.square().sum()])
 
 
 class _Gather(torch.autograd.Function):
