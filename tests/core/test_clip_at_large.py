@@ -131,27 +131,27 @@ def test_a_run_that_gets_no_better_ends_with_its_best_weights(
     scenes: SceneSource, measured: Callable[[list[float]], None], tmp_path: Path
 ) -> None:
     settings = dataclasses.replace(SETTINGS, patience=2, steps=100)
-    measured([0.9, 0.5, 0.4, 0.5])  # before the first update does not count, and equal is no better
+    measured([0.9, 0.3, 0.5, 0.4, 0.5])  # before the first update does not count, and equal is no better
     written = train_clip(settings, scenes, scenes, tmp_path / "run", quiet=True)
-    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 2, 4, 6]
+    assert [row["step"] for row in rows(tmp_path / "run")] == [0, 2, 4, 6, 8]
     about = json.loads((written / "manifest.json").read_text())["about"]
-    assert about["step"] == 2
-    assert about["metrics"] == rows(tmp_path / "run")[1]
+    assert about["step"] == 4
+    assert about["metrics"] == rows(tmp_path / "run")[2]
     # The state of a run that is stopped after its best measurement holds the weights that are saved.
     source = Stopped(range(24), 32)
-    source.left = 8 * 2 + 1
-    measured([0.9, 0.5])
+    source.left = 8 * 4 + 1
+    measured([0.9, 0.3, 0.5])
     with pytest.raises(KeyboardInterrupt):
         train_clip(settings, source, scenes, tmp_path / "stopped", quiet=True)
-    state = load_file(tmp_path / "stopped" / "00000002-training.safetensors")
+    state = load_file(tmp_path / "stopped" / "00000004-training.safetensors")
     at_best = {name: values for name, values in state.items() if name.startswith("clip.")}
     assert same(at_best, weights(written))
     # Resumed after its end it is completed, and does not go on.
     measured([])
     again = train_clip(settings, scenes, scenes, tmp_path / "run", resume=True, quiet=True)
     assert same(weights(again), at_best)
-    assert len(rows(tmp_path / "run")) == 4
-    assert [path.name for path in (tmp_path / "run").glob("*best*")] == ["00000002-best.safetensors"]
+    assert len(rows(tmp_path / "run")) == 5
+    assert [path.name for path in (tmp_path / "run").glob("*best*")] == ["00000004-best.safetensors"]
 
 
 # --- shards ----------------------------------------------------------------------------------------------------
