@@ -112,6 +112,20 @@ def refused(source: PairSource, out: Path, processes: Processes) -> list[str]:
     return found
 
 
+class OneText(SceneSource):
+    """Texts of one length: as many units can drop out on each process."""
+
+    def text(self, index: int, rng: np.random.Generator) -> str:
+        return "a red circle"
+
+
+def random_after_a_step(out: Path) -> list[int]:
+    """The state of random numbers after a step in which each process has drawn as many."""
+    settings = dataclasses.replace(SETTINGS, steps=1, patience=None)
+    train_clip(settings, OneText(range(8), 32), None, out / "one-text", quiet=True)
+    return [int(value) for value in torch.get_rng_state()]
+
+
 def command(folder: Path) -> int:
     """`python -m backend.cli train clip ...`, as `torchrun -m` runs it; gives its exit code."""
     options = {
@@ -150,7 +164,7 @@ def main(out: Path) -> None:
         except KeyboardInterrupt:
             training.left = 10**9
         train_clip(SETTINGS, training, source, out / "resumed", resume=True, quiet=True)
-        said["random"] = np.asarray(torch.get_rng_state()).tolist()
+        said["random"] = random_after_a_step(out)
         said["command"] = command(out)
         (out / f"{processes.rank}.json").write_text(json.dumps(said))
 
