@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,9 +19,6 @@ import numpy as np
 from backend.label_studio.annotation_masks import masks_from_results, with_labels
 from backend.label_studio.brush import Mask
 from backend.label_studio.config import PredictionPlan
-from backend.logs import error_text
-
-log = logging.getLogger(__name__)
 
 Json = dict[str, Any]
 
@@ -119,24 +115,6 @@ def read_drawing(
     Returns:
         None where an area of one of the labels cannot be read, or a region is not built as one.
     """
-    try:
-        return _read_drawing(result, plan, to_name, labels, size_hw)
-    except _SURPRISES as error:
-        log.warning("an annotation is not built as one: %s: %s", type(error).__name__, error_text(error))
-        return None
-
-
-_SURPRISES = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
-"""What comes of JSON that is not as it should be; not every Exception: RQ ends a job that takes too long with one."""
-
-
-def _read_drawing(
-    result: Sequence[Any],
-    plan: PredictionPlan,
-    to_name: str,
-    labels: Collection[str],
-    size_hw: tuple[int, int] | None,
-) -> Drawing | None:
     boxes: list[Json] = []
     finer: list[Json] = []
     pointed: set[str] = set()

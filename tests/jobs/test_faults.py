@@ -19,11 +19,12 @@ import redis
 
 from backend import queue as queue_module
 from backend.job_history import JobHistory
-from backend.label_studio.truth import annotations_that_count
+from backend.label_studio.config import parse_label_config
+from backend.label_studio.truth import annotations_that_count, read_drawing
 from backend.queue import START_TRAINING, TrainingQueue
 from backend.settings import Settings
 from backend.versions import VersionStore
-from tests.jobs.label_studio import Json, LabelStudio, brush, corrected_project, picture, serve
+from tests.jobs.label_studio import CONFIG, Json, LabelStudio, brush, corrected_project, picture, serve
 from tests.jobs.one_training import train
 from tests.jobs.test_training import QUICK, equal
 from tests.jobs.test_worker import NOTHING, burst, fetch, start_worker, until
@@ -221,6 +222,38 @@ BAD_FIELDS: dict[str, dict[str, Any]] = {
     "id a list": {"id": [1]},
     "id a truth": {"id": True},
 }
+
+
+JUNK: tuple[Any, ...] = (
+    *(None, True, 0, -1, 1.5, math.nan, math.inf, 10**400, "x", ""),
+    *([], {}, [None], [[]], {"a": 1}),
+)
+
+
+@pytest.mark.parametrize(
+    "whole",
+    [
+        region(),
+        polygon(SQUARE),
+        region(
+            type="rectanglelabels",
+            value={"x": 1, "y": 1, "width": 50, "height": 50, "rotation": 0, "rectanglelabels": ["red"]},
+        ),
+        region(
+            type="ellipselabels",
+            value={"x": 50, "y": 50, "radiusX": 20, "radiusY": 20, "rotation": 0, "ellipselabels": ["red"]},
+        ),
+        region(type="bitmasklabels", value={"imageDataURL": "data:image/png;base64,aaaa", "bitmasklabels": ["red"]}),
+    ],
+    ids=lambda whole: whole["type"],
+)
+def test_a_region_with_anything_in_any_field_is_read_or_unreadable_and_never_an_error(whole: Json) -> None:
+    plan = parse_label_config(CONFIG)
+    changed = [{**whole, name: junk} for name in whole for junk in JUNK]
+    changed += [{**whole, "value": {**whole["value"], name: junk}} for name in whole["value"] for junk in JUNK]
+    for one in changed:
+        found = read_drawing([one], plan, "image", {"red", "blue"}, (48, 48))
+        assert found is None or found.masks.keys() <= {"red", "blue"}
 
 
 def test_bad_annotations_are_counted_and_left_out_and_the_rest_teaches_the_same(
