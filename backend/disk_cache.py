@@ -2,7 +2,7 @@
 
 A file's modification time says when it was written, its access time (set by hand: many disks are mounted without) when
 it was last used; the least recently used make room. A cache only saves time: a disk that is full or gone is logged
-and otherwise the same as an empty cache.
+and otherwise the same as an empty cache, and so is a file of which the disk has lost or changed a part.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 from backend.cache_counts import CacheCounts
+from backend.checked_bytes import DamagedError, UnsealedError, seal, unseal
 
 _log = logging.getLogger(__name__)
 
@@ -62,11 +63,20 @@ class DiskCache:
                 status = os.fstat(file.fileno())
                 if max_age_s is not None and time.time() - status.st_mtime > max_age_s:
                     return None
-                data = file.read()
+                sealed = file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             _log.warning("%s cannot be read: %s", self._directory.name, error.strerror)
+            return None
+        try:
+            data = unseal(sealed)
+        except UnsealedError:
+            self.drop(key)
+            return None
+        except DamagedError:
+            _log.warning("%s: %s is damaged, and is made anew", self._directory.name, key)
+            self.drop(key)
             return None
         with contextlib.suppress(OSError):  # another process has just made room
             os.utime(path, (time.time(), status.st_mtime))
@@ -74,7 +84,8 @@ class DiskCache:
 
     def put(self, key: str, data: bytes) -> None:
         """Keep bytes, making room for them; more than the whole room are not kept."""
-        if len(data) > self._max_bytes:
+        sealed = seal(data)
+        if len(sealed) > self._max_bytes:
             return
         path = self._path(key)
         try:
@@ -82,7 +93,7 @@ class DiskCache:
             handle, name = tempfile.mkstemp(dir=path.parent, suffix=_TEMPORARY)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    file.write(data)
+                    file.write(sealed)
                 os.replace(name, path)
             except BaseException:
                 Path(name).unlink(missing_ok=True)
@@ -90,7 +101,7 @@ class DiskCache:
         except OSError as error:
             _log.warning("%s cannot be written: %s", self._directory.name, error.strerror)
             return
-        self._make_room(len(data))
+        self._make_room(len(sealed))
 
     def drop(self, key: str) -> None:
         """Forget what is kept under a key."""

@@ -70,4 +70,15 @@ def reason_of(error: Exception) -> Reason:
 def is_out_of_memory(error: Exception) -> bool:
     """Whether memory was short: the machine's or the accelerator's."""
     # torch.OutOfMemoryError, known by its name so that this module does not import torch.
-    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY)
+
+
+_NO_MEMORY = (
+    "DefaultCPUAllocator: can't allocate memory",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_ALLOC_FAILED",
+)
+"""How torch says so where it raises a plain RuntimeError."""

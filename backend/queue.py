@@ -40,6 +40,8 @@ from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 
+from backend import queue_scripts
+
 if TYPE_CHECKING:
     from backend.settings import Settings
 
@@ -65,37 +67,6 @@ _CANCELLED_TTL_S = 7 * 24 * 3600
 
 _WAITING = frozenset({"created", "queued", "scheduled", "deferred", "rate_limited"})
 _RUNNING = frozenset({"started"})
-
-_COUNT = """
-local job = redis.call('GET', KEYS[1])
-local status = job and redis.call('HGET', ARGV[1] .. job, 'status')
-for i = 4, #ARGV do
-    if ARGV[i] == status then
-        redis.call('INCR', KEYS[2])
-        redis.call('SADD', KEYS[4], ARGV[2])
-        if ARGV[3] == '1' then redis.call('SET', KEYS[3], 1) end
-        return {job, status}
-    end
-end
-return nil
-"""
-"""Count a request where the project's job waits or runs; returns the job and RQ's status of it."""
-
-_PROMOTE = """
-if redis.call('LREM', KEYS[1], 0, ARGV[1]) == 0 then
-    if redis.call('ZREM', KEYS[2], ARGV[1]) == 0 then return 0 end
-    redis.call('HSET', ARGV[4] .. ARGV[1], 'status', 'queued')
-end
-for _, id in ipairs(redis.call('LRANGE', KEYS[1], 0, -1)) do
-    local project = string.match(id, '^train%-p(%d+)%-')
-    if not project or redis.call('EXISTS', ARGV[2] .. project .. ARGV[3]) == 0 then
-        return redis.call('LINSERT', KEYS[1], 'BEFORE', id, ARGV[1])
-    end
-end
-return redis.call('RPUSH', KEYS[1], ARGV[1])
-"""
-"""Move a job that waits, in the queue or for its time, before the first one that nobody waits for in person, and so
-behind those that somebody does."""
 
 State = Literal["queued", "running", "retrying"]
 
@@ -212,8 +183,8 @@ class TrainingQueue:
         self._timeout_s = timeout_s
         self._wait_s = wait_s
         self.rq = Queue(QUEUE_NAME, connection=connection, serializer=JSONSerializer)
-        self._count = connection.register_script(_COUNT)
-        self._promote = connection.register_script(_PROMOTE)
+        self._count = connection.register_script(queue_scripts.COUNT)
+        self._promote = connection.register_script(queue_scripts.PROMOTE)
 
     @classmethod
     def of(cls, connection: redis.Redis, settings: Settings) -> TrainingQueue:

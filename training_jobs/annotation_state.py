@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backend import atomic
-from backend.label_studio.truth import changed_at
+from backend.label_studio.truth import changed_at, well_formed
 
 _FILE = "annotations_read.json"
 _SCHEMA_VERSION = 1
@@ -102,7 +102,7 @@ class Reading:
 
 def stamps_of(task: Mapping[str, Any]) -> Stamps:
     """The annotations of a task that are not skipped, and when each was changed."""
-    annotations = [item for item in task.get("annotations") or [] if not item.get("was_cancelled")]
+    annotations = [item for item in well_formed(task) if not item.get("was_cancelled")]
     return {str(item.get("id")): changed_at(item) for item in annotations}
 
 

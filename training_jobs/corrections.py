@@ -32,7 +32,15 @@ from backend.label_studio.config import ControlPlan, PredictionPlan
 from backend.label_studio.images import FetchedImage, ImageError
 from backend.label_studio.prediction_plan import Shape
 from backend.label_studio.true_tags import TrueTags, agreed_tags, read_choices, tag_controls
-from backend.label_studio.truth import Vote, agreed, annotations_that_count, changed_at, read_drawing
+from backend.label_studio.truth import (
+    Vote,
+    agreed,
+    annotations_that_count,
+    changed_at,
+    is_id,
+    read_drawing,
+    well_formed,
+)
 from training_jobs.annotation_state import Stamps, stamps_of
 from training_jobs.label_history import LabelHistory
 from vlm_core.runs import BoolMask
@@ -211,6 +219,9 @@ def read_corrections(
     latest: dict[str, tuple[str, CorrectedImage]] = {}
     for task in tasks:
         corrections.counts["tasks"] += 1
+        if not is_id(task.get("id")):  # Label Studio has no such task; whatever it is, it stops no other
+            corrections.counts["unreadable"] += 1
+            continue
         corrections.tasks[str(task["id"])] = stamps_of(task)
         annotations = _counting(task, corrections)
         on_task(task, annotations)
@@ -235,7 +246,7 @@ def _one_per_image(plan: PredictionPlan) -> list[ControlPlan]:
 
 def _counting(task: Json, corrections: Corrections) -> list[Json]:
     """The annotations of a task that count; notes when the newest of all was changed."""
-    corrections.newest = max([corrections.newest, *(changed_at(item) for item in task.get("annotations") or [])])
+    corrections.newest = max([corrections.newest, *map(changed_at, well_formed(task))])
     return annotations_that_count(task, corrections.counts)
 
 
@@ -254,7 +265,8 @@ class _Reader:
         if not annotations:
             return None
         task_id, counts = int(task["id"]), self.corrections.counts
-        uri = control.image_uri(task.get("data") or {})
+        data = task.get("data")
+        uri = control.image_uri(data) if isinstance(data, Mapping) else None
         if uri is None:
             counts["no_image"] += 1
             return None

@@ -7,7 +7,8 @@ TrainingError (vlm_core.errors.VLMError)
 └── GivenUpError          try again, or somebody else does already
     ├── ProjectBusyError  another job of the project holds its lock
     ├── LockLostError     this job lost its lock: another may have taken over
-    └── ImagesAwayError   too many images could not be fetched, for reasons that may pass
+    ├── ImagesAwayError   too many images could not be fetched, for reasons that may pass
+    └── MemoryShortError  the machine's memory or the GPU's is short, even for one image at a time
 """
 
 from __future__ import annotations
@@ -45,3 +46,7 @@ class LockLostError(GivenUpError):
 
 class ImagesAwayError(GivenUpError):
     """Too many images could not be fetched, for reasons that may pass."""
+
+
+class MemoryShortError(GivenUpError):
+    """Memory is short even for one image at a time; what else takes it may end."""

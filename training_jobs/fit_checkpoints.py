@@ -1,6 +1,6 @@
 """Fits that a training has finished, on the disk: a job that is run again goes on after the last of them.
 
-    <project>/training/<fingerprint>/<fit>.safetensors
+    <project>/training/<fingerprint>/<fit>.fit      tensors as safetensors, with a checksum before them
 
 A fit is a function of what it learns from, its settings and its seed, all of which are in the fingerprint; so a
 training that was resumed ends with the bits of one that was not. A fit takes seconds to a few minutes; one that was cut
@@ -20,6 +20,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from backend import atomic
+from backend.checked_bytes import DamagedError, UnsealedError, seal, unseal
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,12 @@ class FitCheckpoints:
             name: of the fit; any text, one for each fit of a training.
             fit: gives tensors of the CPU by name.
         """
-        path = self._own / (re.sub(r"[^a-z0-9]+", "-", name.lower()) + ".safetensors")
+        path = self._own / (re.sub(r"[^a-z0-9]+", "-", name.lower()) + ".fit")
         try:
-            return load(path.read_bytes())
+            return load(unseal(path.read_bytes()))
         except FileNotFoundError:
             pass
-        except (OSError, SafetensorError) as error:
+        except (OSError, DamagedError, UnsealedError, SafetensorError) as error:
             log.warning("%s cannot be read (%s): that part is learned again", path, error)
         found = {key: value.contiguous() for key, value in fit().items()}
         try:
@@ -70,4 +71,4 @@ class FitCheckpoints:
         if not self._own.exists():
             self.clear()
             self._own.mkdir(parents=True, exist_ok=True)
-        atomic.write_bytes(path, save(tensors))
+        atomic.write_bytes(path, seal(save(tensors)))

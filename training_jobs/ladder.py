@@ -32,6 +32,7 @@ from training_jobs.recipes import finetune_decoder, tune_conditions
 from training_jobs.recipes.calibrate import Calibration, Tally, calibrate, measure
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, State, decoder_state, interpolate
+from training_jobs.recipes.micro_batches import MicroBatches
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import join_state
 
@@ -108,6 +109,7 @@ class Climb:
             ValueError: no example.
         """
         self._checkpoints = checkpoints
+        self._parts = MicroBatches()
         if not examples:
             raise ValueError("nothing to train on: give at least one corrected image")
         ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
@@ -194,8 +196,9 @@ class Climb:
         config = self._config
 
         def fit() -> State:
-            shared, own = config.decoder, config.conditions
-            return {"conditions": tune_conditions.tune(self._start, examples, self._prompts, about, own, shared, tick)}
+            shared, own, parts = config.decoder, config.conditions, self._parts
+            tuned = tune_conditions.tune(self._start, examples, self._prompts, about, own, shared, tick, parts)
+            return {"conditions": tuned}
 
         return self._once(phase, fit)["conditions"]
 
@@ -248,9 +251,11 @@ class Climb:
         tick = self._work.begin(phase, "decoder")
         prompts = replace(self._prompts, conditions=table)
         config = self._config.decoder
-        return self._once(
-            phase, lambda: finetune_decoder.fit(self._start, examples, prompts, config, (steps,), tick)[steps]
-        )
+
+        def fit() -> State:
+            return finetune_decoder.fit(self._start, examples, prompts, config, (steps,), tick, self._parts)[steps]
+
+        return self._once(phase, fit)
 
     def _once(self, phase: str, fit: Callable[[], State]) -> State:
         """What a fit comes to, found again where a former run of this training has finished it."""

@@ -8,8 +8,7 @@ holds what saves questions:
     vlm:reconcile:slot:<n>     set once the run of the n-th stretch of time is queued
     vlm:reconcile:start        set while a run that a starting worker has queued is fresh
     vlm:reconcile:looked       per project the mark up to which nothing is new
-    vlm:reconcile:asked:<id>   the mark for which a training was requested; expires, so that one that failed is asked
-                               for again
+    vlm:reconcile:asked:<id>   for which mark a training was requested, and when: `training_jobs.asked`
 
 A project is known once Label Studio has called `/setup` for it, or a version of it was trained here. It is trained only
 while Label Studio has a connection to this backend for it, which is looked up when there is something to train.
@@ -23,6 +22,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -40,6 +40,7 @@ from backend.queue import TrainingQueue
 from backend.settings import Settings, load_settings
 from backend.versions import VersionStore
 from training_jobs.annotation_state import AnnotationSource, Mark, Reading, has_news
+from training_jobs.asked import Asked
 
 log = logging.getLogger(__name__)
 
@@ -51,10 +52,9 @@ _TIMEOUT_S = 900
 _RESULT_TTL_S = 3600
 _START_S = 10
 """Workers that start within so many seconds share a run."""
-_ASK_AGAIN_S = 3600
 
 _SLOT, _START = "vlm:reconcile:slot", "vlm:reconcile:start"
-_LOOKED, _ASKED = "vlm:reconcile:looked", "vlm:reconcile:asked"
+_LOOKED = "vlm:reconcile:looked"
 
 
 class LabelStudioSource(AnnotationSource, Protocol):
@@ -154,8 +154,20 @@ def reconcile_projects() -> dict[str, Any]:
         return asdict(reconcile(client, settings, job.connection))
 
 
-def reconcile(client: LabelStudioSource, settings: Settings, connection: redis.Redis) -> Found:
+def reconcile(
+    client: LabelStudioSource,
+    settings: Settings,
+    connection: redis.Redis,
+    *,
+    clock: Callable[[], float] = time.time,
+) -> Found:
     """Look at every project that this backend knows, and request what trainings are missing.
+
+    Args:
+        client: of Label Studio.
+        settings: of the worker.
+        connection: to Redis.
+        clock: seconds since 1970.
 
     Raises:
         LabelStudioError: Label Studio is away, or takes no call of ours.
@@ -165,7 +177,8 @@ def reconcile(client: LabelStudioSource, settings: Settings, connection: redis.R
     queue = TrainingQueue.of(connection, settings)
     for project_id in store.project_ids():
         try:
-            _Project(project_id, client, settings, connection, queue, found).look(store)
+            asked = Asked(connection, project_id, settings.reconcile_s)
+            _Project(project_id, client, settings, connection, queue, found, asked, clock).look(store)
         except (LabelStudioNotFoundError, LabelStudioForbiddenError):
             found.gone += 1
         except LabelStudioError as error:
@@ -194,10 +207,13 @@ class _Project:
     connection: redis.Redis
     queue: TrainingQueue
     found: Found
+    asked: Asked
+    clock: Callable[[], float]
 
     def look(self, store: VersionStore) -> None:
         if self.queue.status(self.project_id) is not None:
             self.found.busy += 1
+            self.asked.note_alive(self.clock())
             return
         mark = Mark.of(self.client, self.project_id)
         if self._known(mark):
@@ -212,15 +228,14 @@ class _Project:
             self.found.gone += 1
             return
         self.queue.request_training(self.project_id, reason=REASON)
-        self.connection.set(f"{_ASKED}:{self.project_id}", str(mark), ex=_ASK_AGAIN_S)
+        self.asked.note(str(mark), self.clock())
         self.found.requested.append(self.project_id)
         log.info("project=%d has annotations that no training has read: one is requested", self.project_id)
 
     def _known(self, mark: Mark) -> bool:
         """Whether the project was looked at with this very mark, or a training was requested for it lately."""
         looked = self.connection.hget(_LOOKED, str(self.project_id))
-        asked = self.connection.get(f"{_ASKED}:{self.project_id}")
-        return str(mark).encode() in (looked, asked)
+        return looked == str(mark).encode() or self.asked.waits(str(mark), self.clock())
 
     def _can_learn(self) -> bool:
         """Whether the labelling config has labels that are learned; the job itself tells what is wrong with one."""

@@ -38,6 +38,7 @@ from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.fitting import Project
 from training_jobs.label_history import keep_label_history, label_history
 from training_jobs.mask_part import learn_masks
+from training_jobs.memory import short_memory_told
 from training_jobs.part import Part, TooFew, within
 from training_jobs.promote import MIN_IMAGES
 from training_jobs.recipes.config import RecipeConfig, read_recipe
@@ -102,7 +103,7 @@ def train_version(
 
     Raises:
         CannotTrainError: the config or the checkpoint does not allow it.
-        ImagesAwayError: try again later.
+        ImagesAwayError, MemoryShortError: try again later.
         LabelStudioError: Label Studio does not answer, or refuses.
         VersionError, OSError: the data directory cannot be read or written.
     """
@@ -130,7 +131,8 @@ def train_version(
         acceptance = AcceptanceNotes(settings.data_dir, project_id, plan)
         corrections = _read_corrections(mirror, fetcher, project_id, plan, directory, report, acceptance)
         acceptance.keep()
-    result = _learn(project_id, settings, store, plan, corrections, token, forced, report, config)
+    with short_memory_told():
+        result = _learn(project_id, settings, store, plan, corrections, token, forced, report, config)
     _keep_reading(directory, project_id, mark, corrections.tasks)
     return result
 

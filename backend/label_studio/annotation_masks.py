@@ -177,7 +177,7 @@ class _ResultReader:
                 self._read_choices(region)
             else:
                 self._read_shape(region, kind)
-        except (BrushError, ShapeError) as error:
+        except (BrushError, ShapeError, OverflowError) as error:  # a number of 400 digits is JSON too
             self._unread.append(UnreadRegion(str(region.get("id") or ""), kind, str(error)))
 
     def finish(self) -> AnnotationMasks:

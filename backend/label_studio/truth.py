@@ -1,5 +1,6 @@
 """Which annotations of a task count, and what several annotators agree on.
 
+- An annotation that is not built as Label Studio builds them is unreadable; it never stops the others.
 - Skipped annotations (`was_cancelled`) and drafts do not count.
 - Of one annotator the latest annotation counts. If one is marked as ground truth, only such ones count.
 - Several annotators vote per pixel: a pixel belongs to a label if at least half of them marked it.
@@ -34,6 +35,19 @@ def changed_at(annotation: Json) -> str:
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
 
+def well_formed(task: Mapping[str, Any]) -> list[Json]:
+    """The annotations of a task that are objects with a number as their id."""
+    given = task.get("annotations")
+    return (
+        [item for item in given if isinstance(item, dict) and is_id(item.get("id"))] if isinstance(given, list) else []
+    )
+
+
+def is_id(value: object) -> bool:
+    """Whether a value can be the id of a task or an annotation."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def annotations_that_count(task: Json, counts: Counter[str]) -> list[Json]:
     """The annotations of a task that count, each with a list as its `result`.
 
@@ -42,7 +56,13 @@ def annotations_that_count(task: Json, counts: Counter[str]) -> list[Json]:
         counts: takes `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`.
     """
     latest: dict[object, Json] = {}
-    for annotation in sorted(task.get("annotations") or [], key=changed_at):
+    given = task.get("annotations") or []
+    annotations = well_formed(task)
+    unreadable = len(given) - len(annotations) if isinstance(given, list) else 1
+    if unreadable:
+        counts["annotations"] += unreadable
+        counts["unreadable"] += unreadable
+    for annotation in sorted(annotations, key=changed_at):
         counts["annotations"] += 1
         if annotation.get("was_cancelled"):
             counts["skipped"] += 1
@@ -51,7 +71,7 @@ def annotations_that_count(task: Json, counts: Counter[str]) -> list[Json]:
             counts["unreadable"] += 1
             continue
         author = annotation.get("completed_by")
-        author = author.get("id") if isinstance(author, Mapping) else author
+        author = str(author.get("id") if isinstance(author, Mapping) else author)
         if author in latest:
             counts["superseded"] += 1
         latest[author] = annotation
@@ -93,12 +113,14 @@ def read_drawing(
         size_hw: of the displayed image, px; None: as the regions state it.
 
     Returns:
-        None where an area of one of the labels cannot be read.
+        None where an area of one of the labels cannot be read, or a region is not built as one.
     """
     boxes: list[Json] = []
     finer: list[Json] = []
     pointed: set[str] = set()
     for region in with_labels(result):
+        if _lost_its_labels(region, to_name):
+            return None
         names = _labels_of(region, plan, to_name) & set(labels)
         if not names:
             continue
@@ -114,6 +136,25 @@ def read_drawing(
             return None
         masks = {**read.masks, **masks}
     return Drawing({label: mask for label, mask in masks.items() if label in labels}, frozenset(pointed))
+
+
+def _lost_its_labels(region: object, to_name: str) -> bool:
+    """Whether a region may be of one of the labels, and does not say so any more as it should."""
+    if not isinstance(region, Mapping):
+        return False  # nothing says that it was one
+    kind, value, image = region.get("type"), region.get("value"), region.get("to_name")
+    if isinstance(kind, str) and kind not in AREAS:
+        return False
+    if image != to_name:
+        return not isinstance(image, str)
+    if not isinstance(kind, str) or not isinstance(value, Mapping):
+        return True
+    given = value.get(kind)
+    return given is not None and not _is_texts(given)
+
+
+def _is_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
 def _labels_of(region: object, plan: PredictionPlan, to_name: str) -> set[str]:

@@ -134,6 +134,8 @@ class LabelStudio:
         if with_annotations:
             self.asked.set()
             self.free.wait(60)
+            if self.status != 200:  # it went away meanwhile
+                return self.status, "text/plain", b"away"
         size, page = int(query["page_size"][0]), int(query.get("page", ["1"])[0])
         asked = json.loads(query["query"][0])
         tasks: list[Json] = []

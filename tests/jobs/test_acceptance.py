@@ -92,13 +92,15 @@ def test_an_annotation_that_surprises_costs_only_itself(
     image, masks = picture(0)
     task_id = label_studio.add_task(image)
     parent = predicted(label_studio, task_id, [brush("red", masks["red"])])
-    label_studio.annotate(task_id, [], parent_prediction=parent, created_at=AFTER, id="no number", completed_by=2)
     label_studio.annotate(task_id, [], parent_prediction=parent, created_at=AFTER)
+    other = label_studio.add_task(picture(1)[0])
+    label_studio.predictions[other] = [None]  # type: ignore[list-item]  # no prediction at all
+    surprising = label_studio.annotate(other, [], parent_prediction=parent, created_at=AFTER)
     with LabelStudioClient(label_studio.url, TOKEN) as client:
         tasks = client.tasks(7, only_annotated=True)
         note_acceptance(tasks, 7, parse_label_config(CONFIG), settings.data_dir, lambda: None)
     assert len(AcceptanceStore(settings.data_dir).get(7).records) == 1
-    assert "annotation=no number cannot be compared" in caplog.text
+    assert f"annotation={surprising['id']} cannot be compared" in caplog.text
 
 
 def test_a_disk_that_refuses_costs_only_the_notes(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -228,20 +230,95 @@ def test_label_studio_away_ends_the_run(
     assert run().requested == [7]
 
 
-def test_what_failed_is_asked_for_again_but_not_at_once(
-    run: Callable[[], Found], settings: Settings, queue: TrainingQueue, connection: redis.Redis
-) -> None:
-    know(settings)
-    assert run().requested == [7]
+def fail(queue: TrainingQueue) -> None:
+    """The project's job ends as after a last attempt that failed: nothing was read."""
     live = queue.status(7)
     assert live is not None
     queue.begin(7, live.job_id)
-    queue.finish(7, live.job_id)  # as after a last attempt that failed: nothing was read
+    queue.finish(7, live.job_id)
     queue.rq.empty()
-    assert run() == Found(unchanged=1)
-    (key,) = connection.keys(f"{module._ASKED}:*")
-    assert 0 < connection.ttl(key) <= module._ASK_AGAIN_S
-    connection.delete(key)  # as when its time is over
+
+
+def requests(
+    client: LabelStudioClient, settings: Settings, queue: TrainingQueue, connection: redis.Redis, *, lasting_s: float
+) -> list[float]:
+    """When a training that always fails is asked for, s, in four days of rounds, one an hour.
+
+    Args:
+        client, settings, queue, connection: of the test.
+        lasting_s: how long the job lives.
+    """
+    start, asked_at = 1_800_000_000.0, []
+    for hour in range(4 * 24):
+        now_s = hour * 3600.0
+        if reconcile(client, settings, connection, clock=functools.partial(float, start + now_s)).requested:
+            asked_at.append(now_s)
+        if queue.status(7) is not None and now_s >= asked_at[-1] + lasting_s:
+            fail(queue)
+    return asked_at
+
+
+@pytest.mark.parametrize(
+    ("lasting_s", "pauses_h"), [(0.0, [1, 2, 4, 8, 16, 24, 24]), (5 * 3600.0, [1, 2, 4, 8, 16, 24])]
+)
+def test_what_failed_is_asked_for_again_each_time_after_twice_the_pause_up_to_a_day(
+    settings: Settings,
+    client: LabelStudioClient,
+    queue: TrainingQueue,
+    connection: redis.Redis,
+    lasting_s: float,
+    pauses_h: list[int],
+) -> None:
+    know(settings)
+    hourly = settings.model_copy(update={"reconcile_s": 3600.0})
+    found = requests(client, hourly, queue, connection, lasting_s=lasting_s)
+    assert [(later - former - lasting_s) / 3600 for former, later in itertools.pairwise(found)] == pauses_h
+
+
+def test_after_a_failure_another_correction_is_asked_for_at_once_and_with_the_first_pause(
+    settings: Settings,
+    client: LabelStudioClient,
+    queue: TrainingQueue,
+    connection: redis.Redis,
+    label_studio: LabelStudio,
+) -> None:
+    know(settings)
+    now = 1_800_000_000.0
+
+    def run() -> list[int]:
+        return reconcile(client, settings, connection, clock=lambda: now).requested
+
+    assert run() == [7]
+    fail(queue)
+    now += settings.reconcile_s
+    assert run() == [7]
+    fail(queue)
+    now += settings.reconcile_s
+    assert run() == []  # the second pause is longer
+    new_annotation(label_studio)
+    assert run() == [7]
+    fail(queue)
+    now += settings.reconcile_s - 1
+    assert run() == []
+    now += 1
+    assert run() == [7]
+
+
+def test_a_clock_that_was_put_back_makes_nobody_wait(
+    settings: Settings, client: LabelStudioClient, queue: TrainingQueue, connection: redis.Redis
+) -> None:
+    know(settings)
+    assert reconcile(client, settings, connection, clock=lambda: 1_800_000_000.0).requested == [7]
+    fail(queue)
+    assert reconcile(client, settings, connection, clock=lambda: 1_700_000_000.0).requested == [7]
+
+
+@pytest.mark.parametrize("kept", [b"2026-01-01T00:00:00.000103Z 3 3", b'{"mark": 1}', b"[]", b'"text"', b"\xff"])
+def test_what_another_release_noted_is_no_hindrance(
+    kept: bytes, run: Callable[[], Found], settings: Settings, connection: redis.Redis
+) -> None:
+    know(settings)
+    connection.set("vlm:reconcile:asked:7", kept)
     assert run().requested == [7]
 
 

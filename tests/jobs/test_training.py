@@ -235,7 +235,7 @@ def test_a_training_that_was_cut_goes_on_after_its_last_fit_and_ends_with_the_sa
 
     with pytest.raises(ImagesAwayError):
         run(project, settings, report=cut)
-    kept = sorted((settings.data_dir / "projects" / "7" / "training").rglob("*.safetensors"))
+    kept = sorted((settings.data_dir / "projects" / "7" / "training").rglob("*.fit"))
     # Two folds' phrases and those of all images, and the first fold's decoder.
     assert [path.stem for path in kept] == [
         "learning-phrases",
@@ -272,7 +272,7 @@ def test_another_correction_makes_a_training_begin_anew(project: LabelStudio, se
             raise ImagesAwayError("as if it were killed")
 
     def kept() -> set[Path]:
-        return set((settings.data_dir / "projects" / "7" / "training").rglob("*.safetensors"))
+        return set((settings.data_dir / "projects" / "7" / "training").rglob("*.fit"))
 
     with pytest.raises(ImagesAwayError):
         run(project, settings, report=cut)

@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training_jobs.recipes.micro_batches import MicroBatches, share
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.losses import dice_loss
 from vlm_core.types import ImageFeatures
@@ -119,8 +120,18 @@ def fit(
     config: FinetuneConfig,
     looks: Sequence[int],
     tick: Callable[[float, float], None],
+    parts: MicroBatches | None = None,
 ) -> dict[int, State]:
     """Train for max(looks) steps.
+
+    Args:
+        start: where learning starts; not changed.
+        examples: at least one.
+        prompts: of their labels.
+        config: the settings.
+        looks: numbers of steps.
+        tick: called after each step with done share (0 to 1) and loss; may raise to give up.
+        parts: how batches are computed; None: anew.
 
     Returns:
         The averaged weights after each number of steps in `looks`, float32 on the CPU.
@@ -141,17 +152,24 @@ def fit(
     table = prompts.conditions.to(device, torch.float32)
     hold = _Hold(start, prompts, quality(start, examples, prompts), device) if config.hold else None
     states: dict[int, State] = {}
+    parts = parts or MicroBatches()
     for step in range(1, max(looks) + 1):
-        features, rows, target = batches.draw(device)
-        logits = decoder(features.taps, table[rows], features.grid_hw)
-        loss = corrections_loss(logits, target, config)
-        if config.pull:
-            pairs = zip(decoder.parameters(), origin, strict=True)
-            loss = loss + config.pull / size * torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
-        if hold is not None:
-            loss = loss + config.hold * hold(features, rows, logits)
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = batches.draw()
+
+        def loss_of(part: slice, batch: Batch = batch) -> Tensor:
+            features, rows, target = batch.on(device, part)
+            logits = decoder(features.taps, table[rows], features.grid_hw)
+            loss = corrections_loss(logits, target, config, of=batch.target)
+            weight = share(part, len(batch))
+            if config.pull:
+                pairs = zip(decoder.parameters(), origin, strict=True)
+                moved = torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
+                loss = loss + weight * config.pull / size * moved
+            if hold is not None:
+                loss = loss + weight * config.hold * hold(features, rows, logits)
+            return loss
+
+        loss = parts.backward(len(batch), loss_of, optimiser.zero_grad)
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
         optimiser.step()
         schedule.step()
@@ -161,25 +179,33 @@ def fit(
                 mean.lerp_(new, 1 - memory)
         if step in looks:
             states[step] = decoder_state(average)
-        tick(step / max(looks), float(loss.detach()))
+        tick(step / max(looks), loss)
     return states
 
 
-def corrections_loss(logits: Tensor, target: Tensor, config: FinetuneConfig) -> Tensor:
+def corrections_loss(logits: Tensor, target: Tensor, config: FinetuneConfig, of: Tensor | None = None) -> Tensor:
     """Cross entropy and Dice where a label is there, weighted cross entropy where it is not.
 
     Args:
         logits: (B, K, h, w).
         target: the same shape, 0..1; a label is absent where its target is 0 everywhere.
         config: the weights.
+        of: the targets of the batch of which these images are a part, on any device: the losses of all its parts sum
+            up to the batch's. None: these are all.
     """
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
-    there = target.flatten(-2).amax(-1) > 0
-    weight = torch.where(there, 1.0, config.absent_weight)
-    loss = (entropy * weight).sum() / weight.sum().clamp_min(1e-6)
+    there, there_in_all = _there(target), _there(target if of is None else of)
+    weight, weight_of_all = (torch.where(one, 1.0, config.absent_weight) for one in (there, there_in_all))
+    loss = (entropy * weight).sum() / weight_of_all.sum().clamp_min(1e-6).to(logits.device)
     if config.dice_weight and bool(there.any()):
-        loss = loss + config.dice_weight * dice_loss(logits[there], target[there])
+        part = int(there.sum()) / int(there_in_all.sum())
+        loss = loss + part * config.dice_weight * dice_loss(logits[there], target[there])
     return loss
+
+
+def _there(target: Tensor) -> Tensor:
+    """Which labels are there, bool (B, K)."""
+    return target.flatten(-2).amax(-1) > 0
 
 
 @torch.inference_mode()
@@ -253,6 +279,30 @@ def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: f
     return {name: torch.lerp(value, end[name], share) for name, value in start.items()}
 
 
+@dataclass(frozen=True)
+class Batch:
+    """What one step learns from, as it was drawn, on the CPU.
+
+    Attributes:
+        features: of its B images, float16.
+        rows: (B, K) of the prompt table.
+        target: uint8 (B, K, h, w): share of each cell that is covered, 0 to 255.
+    """
+
+    features: ImageFeatures
+    rows: Tensor
+    target: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def on(self, device: torch.device, part: slice) -> tuple[ImageFeatures, Tensor, Tensor]:
+        """Some of its images: features, float32, rows, and targets, 0..1."""
+        taps = tuple(tap[part].to(device, torch.float32) for tap in self.features.taps)
+        target = self.target[part].to(device, torch.float32) / 255
+        return ImageFeatures(taps, self.features.grid_hw), self.rows[part].to(device), target
+
+
 class Batches:
     """Draws batches: each image once, in a random view, before any comes again."""
 
@@ -270,8 +320,8 @@ class Batches:
         self._generator = generator
         self._queue: list[int] = []
 
-    def draw(self, device: torch.device) -> tuple[ImageFeatures, Tensor, Tensor]:
-        """Features (B), rows of the prompt table (B, K) and targets (B, K, h, w), 0..1."""
+    def draw(self) -> Batch:
+        """The next batch."""
         taps: list[tuple[Tensor, ...]] = []
         rows: list[list[int]] = []
         targets: list[NDArray[np.uint8]] = []
@@ -285,11 +335,9 @@ class Batches:
             rows.append([self._phrase(example.labels[index]) for index in picked])
             targets.append(example.targets[view][picked])
         features = ImageFeatures(
-            tuple(torch.cat(column).to(device, torch.float32) for column in zip(*taps, strict=True)),
-            self._examples[0].views[0].grid_hw,
+            tuple(torch.cat(column) for column in zip(*taps, strict=True)), self._examples[0].views[0].grid_hw
         )
-        target = torch.from_numpy(np.stack(targets)).to(device, torch.float32) / 255
-        return features, torch.tensor(rows, device=device), target
+        return Batch(features, torch.tensor(rows), torch.from_numpy(np.stack(targets)))
 
     def _labels(self, example: Example, view: int) -> list[int]:
         """Positions of the labels to ask for, those that are there first."""

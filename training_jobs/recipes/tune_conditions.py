@@ -17,7 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
-from training_jobs.recipes.finetune_decoder import Batches, Example, FinetuneConfig, PromptTable, corrections_loss
+from training_jobs.recipes.finetune_decoder import (
+    Batch,
+    Batches,
+    Example,
+    FinetuneConfig,
+    PromptTable,
+    corrections_loss,
+)
+from training_jobs.recipes.micro_batches import MicroBatches, share
 from vlm_core.clipseg import CLIPSegDecoder
 
 
@@ -47,6 +55,7 @@ def tune(
     config: ConditionsConfig,
     shared: FinetuneConfig,
     tick: Callable[[float, float], None],
+    parts: MicroBatches | None = None,
 ) -> Tensor:
     """Learn the conditions of some labels' phrases.
 
@@ -58,6 +67,7 @@ def tune(
         config: the settings.
         shared: loss weights and seed. With equal input and threads, two runs on a CPU give equal bits.
         tick: called after each step with done share (0 to 1) and loss; may raise to give up.
+        parts: how batches are computed; None: anew.
 
     Returns:
         Conditions (P, E), float32, CPU; rows of other labels' phrases are those of `prompts`.
@@ -85,16 +95,21 @@ def tune(
     )
     shared = shared.model_copy(update={"batch_images": config.batch_images})
     batches = Batches(about, prompts, shared, np.random.default_rng([shared.seed, 29]))
+    parts = parts or MicroBatches()
     for step in range(1, config.steps + 1):
-        features, picked, target = batches.draw(device)
-        table = start.index_add(0, torch.tensor(rows, device=device), size * moved)
-        loss = corrections_loss(frozen(features.taps, table[picked], features.grid_hw), target, shared)
-        loss = loss + config.pull * moved.square().mean()
-        optimiser.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        batch = batches.draw()
+
+        def loss_of(part: slice, batch: Batch = batch) -> Tensor:
+            features, picked, target = batch.on(device, part)
+            table = start.index_add(0, torch.tensor(rows, device=device), size * moved)
+            logits = frozen(features.taps, table[picked], features.grid_hw)
+            loss = corrections_loss(logits, target, shared, of=batch.target)
+            return loss + share(part, len(batch)) * config.pull * moved.square().mean()
+
+        loss = parts.backward(len(batch), loss_of, optimiser.zero_grad)
         optimiser.step()
         schedule.step()
-        tick(step / config.steps, float(loss.detach()))
+        tick(step / config.steps, loss)
     learned = start.clone()
     learned[rows] += size * moved.detach()
     return learned.cpu()

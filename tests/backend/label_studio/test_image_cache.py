@@ -100,6 +100,47 @@ def test_a_disk_that_cannot_be_written_costs_nothing_but_the_cache(
     assert str(tmp_path) not in caplog.text
 
 
+@pytest.mark.parametrize("at", range(0, 24, 3))
+def test_a_file_with_one_wrong_bit_is_none(tmp_path: Path, at: int, caplog: pytest.LogCaptureFixture) -> None:
+    cache = DiskCache(tmp_path / "c", 1000)
+    cache.put(key(1), bytes(range(16)))
+    (path,) = files(tmp_path)
+    sealed = bytearray(path.read_bytes())
+    assert len(sealed) == 24
+    sealed[at] ^= 4
+    path.write_bytes(sealed)
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(key(1)) is None
+    assert not path.exists()
+    # In the first bytes it looks like a file of another release, of which nobody need be told.
+    assert ("is damaged" in caplog.text) == (at >= 4)
+
+
+@pytest.mark.parametrize("length", [0, 3, 7, 8, 23])
+def test_a_file_that_was_cut_short_is_none(tmp_path: Path, length: int, caplog: pytest.LogCaptureFixture) -> None:
+    cache = DiskCache(tmp_path / "c", 1000)
+    cache.put(key(1), bytes(range(16)))
+    (path,) = files(tmp_path)
+    path.write_bytes(path.read_bytes()[:length])
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(key(1)) is None
+    assert "is damaged" in caplog.text
+    cache.put(key(1), b"")
+    assert cache.get(key(1)) == b""
+
+
+def test_a_file_of_a_release_without_checksums_is_none_and_no_news(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    cache = DiskCache(tmp_path / "c", 1000)
+    cache.put(key(1), b"abc")
+    (path,) = files(tmp_path)
+    path.write_bytes(b"an image file, as it is")
+    with caplog.at_level(logging.WARNING):
+        assert cache.get(key(1)) is None
+    assert caplog.text == ""
+
+
 def test_writers_and_readers_at_once_see_whole_files(tmp_path: Path) -> None:
     cache = DiskCache(tmp_path, 5000)
     bodies = [bytes([value]) * 1000 for value in range(4)]

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from backend.checked_bytes import seal, unseal
 from backend.label_studio.client import LabelStudioClient
 from backend.label_studio.errors import LabelStudioAuthError
 from backend.label_studio.images import (
@@ -510,11 +511,12 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(web: Any, make: Any, tmp_p
     fetcher = make(label_studio_url=web.url)
     fetcher.fetch("/a.png")
     (kept,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    for damage in (b"", png()[:30]):
+    whole = kept.read_bytes()
+    for damage in (b"", whole[:30], whole[:-1] + bytes([whole[-1] ^ 1]), seal(png()[:30])):
         kept.write_bytes(damage)
         assert fetcher.fetch("/a.png").size_hw == (4, 6)
-        assert kept.read_bytes() == png()
-    assert len(web.requests) == 3
+        assert kept.read_bytes() == whole == seal(png())
+    assert len(web.requests) == 5
 
 
 def test_a_kept_file_is_decoded_only_when_its_pixels_are_wanted(web: Any, make: Any, tmp_path: Path) -> None:
@@ -522,14 +524,14 @@ def test_a_kept_file_is_decoded_only_when_its_pixels_are_wanted(web: Any, make: 
     fetcher = make(label_studio_url=web.url)
     first = fetcher.fetch("/a.png")
     (kept,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    kept.write_bytes(png(40, 30)[:60])  # the header is whole, the pixels are not
+    kept.write_bytes(seal(png(40, 30)[:60]))  # the header is whole, the pixels are not
     second = fetcher.fetch("/a.png")
     assert second.size_hw == (30, 40)
     assert len(web.requests) == 1
     # damaged: fetched again, and kept again
     assert second.image.tobytes() == first.image.tobytes()
     assert len(web.requests) == 2
-    assert kept.read_bytes() == png(40, 30)
+    assert unseal(kept.read_bytes()) == png(40, 30)
 
 
 def test_a_damaged_file_whose_address_holds_another_picture_now_fails_for_now(
@@ -539,7 +541,7 @@ def test_a_damaged_file_whose_address_holds_another_picture_now_fails_for_now(
     fetcher = make(label_studio_url=web.url)
     fetcher.fetch("/a.png")
     (kept,) = (path for path in (tmp_path / "cache").rglob("*") if path.is_file())
-    kept.write_bytes(png(40, 30)[:60])
+    kept.write_bytes(seal(png(40, 30)[:60]))
     fetched = fetcher.fetch("/a.png")
     web.serve("/a.png", png(9, 9))
     with pytest.raises(ImageUnavailableError, match=r"a\.png.*replaced"):
