@@ -80,7 +80,8 @@ def test_label_studio_that_is_down_is_waited_for_and_the_serving_version_stays(
             assert current is not None
             assert current.number == 1
             label_studio.status = 200
-            until(lambda: len(history.list(7)) == 2, "the job has ended", 120)
+            until(lambda: len(history.list(7)) == 2, "the training has ended", 120)
+            until(lambda: fetch(connection, job_id).get_status().value == "finished", "and the job")
         finally:
             worker.terminate()
             worker.wait(30)
