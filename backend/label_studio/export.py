@@ -173,7 +173,7 @@ def _find_images(export: Path, folder: Path, plan: PredictionPlan, writer: Datas
     addresses: dict[str, set[str]] = {}
     counts: Counter[str] = Counter()
     for start, end, task in _tasks(export):
-        annotations = annotations_that_count(task, counts)
+        annotations = annotations_that_count(task, counts, numbered=False)
         if not annotations:
             continue
         changed = max(changed_at(annotation) for annotation in annotations)
@@ -269,7 +269,7 @@ class _Converter:
         votes: list[Vote] = []
         chosen: list[Mapping[str, tuple[str, ...]]] = []
         task["annotations"] = [item for item in task["annotations"] if isinstance(item, dict)]
-        for annotation in annotations_that_count(task, Counter()):
+        for annotation in annotations_that_count(task, Counter(), numbered=False):
             vote, choices = self._read(annotation["result"], image, to_name, str(task.get("id")))
             votes.append(vote)
             chosen.append(choices)

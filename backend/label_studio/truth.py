@@ -35,12 +35,11 @@ def changed_at(annotation: Json) -> str:
     return str(annotation.get("updated_at") or annotation.get("created_at") or "")
 
 
-def well_formed(task: Mapping[str, Any]) -> list[Json]:
-    """The annotations of a task that are objects with a number as their id."""
+def well_formed(task: Mapping[str, Any], *, numbered: bool = True) -> list[Json]:
+    """The annotations of a task that are objects, `numbered`: with a number as their id."""
     given = task.get("annotations")
-    return (
-        [item for item in given if isinstance(item, dict) and is_id(item.get("id"))] if isinstance(given, list) else []
-    )
+    objects = [item for item in given if isinstance(item, dict)] if isinstance(given, list) else []
+    return [item for item in objects if is_id(item.get("id")) or not numbered]
 
 
 def is_id(value: object) -> bool:
@@ -48,16 +47,17 @@ def is_id(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def annotations_that_count(task: Json, counts: Counter[str]) -> list[Json]:
+def annotations_that_count(task: Json, counts: Counter[str], *, numbered: bool = True) -> list[Json]:
     """The annotations of a task that count, each with a list as its `result`.
 
     Args:
         task: with its `annotations`.
         counts: takes `annotations`, and what was left out: `skipped`, `superseded`, `unreadable`.
+        numbered: those without an id are unreadable; files made by hand need none.
     """
     latest: dict[object, Json] = {}
     given = task.get("annotations") or []
-    annotations = well_formed(task)
+    annotations = well_formed(task, numbered=numbered)
     unreadable = len(given) - len(annotations) if isinstance(given, list) else 1
     if unreadable:
         counts["annotations"] += unreadable

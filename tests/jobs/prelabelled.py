@@ -46,7 +46,7 @@ class PrelabelLabelStudio(LabelStudio):
         items = json.loads(query["query"][0])["filters"]["items"]
         found = [number for number in sorted(self.images) if all(self._meets(number, item) for item in items)]
         fields = query["include"][0].split(",")
-        tasks = [{"id": n, "data": {"image": f"/data/upload/{n}.png"}} for n in found[: int(query["page_size"][0])]]
+        tasks = [self.listed(n) for n in found[: int(query["page_size"][0])]]
         return _json({"tasks": [{name: task[name] for name in fields} for task in tasks]})
 
     def accept(self, path: str, body: Any) -> tuple[int, str, bytes]:
