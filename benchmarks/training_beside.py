@@ -10,6 +10,7 @@ of benchmarks/serving.md.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
 import tempfile
 import time
@@ -17,11 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import httpx
+import psutil
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from backend.queue import START_TRAINING, TrainingQueue
 from backend.settings import Settings
+from benchmarks.checkpoint import make_checkpoint
 from benchmarks.server import predict_body, running_backend, tasks
 from benchmarks.serving import Latencies, keep, machine, table
 from tests.jobs.demo_project import scenes_project
@@ -58,38 +62,51 @@ def wait_for(condition: Callable[[], bool], limit_s: float = 600.0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true")
+    parser.add_argument("--device", default="cpu", help="of both; on one GPU they share it")
+    parser.add_argument("--checkpoint", default="demo", help="a name, a directory, or `base`: ViT-B/16, random weights")
     arguments = parser.parse_args()
-    facts = machine(f"{TURNS} turns of {REQUESTS} requests each, one picture a request, every picture new")
+    note = f"{TURNS} turns of {REQUESTS} requests each, one picture a request, every picture new"
+    if arguments.device != "cpu":
+        note += f"; both on one {torch.cuda.get_device_name(arguments.device)}, {arguments.checkpoint}"
+    facts = machine(note)
+    checkpoint = arguments.checkpoint
+    if checkpoint == "base":
+        checkpoint = str(make_checkpoint(Path(__file__).parent / "checkpoint"))
     alone: list[float] = []
     beside: list[float] = []
     with (
-        running_backend("demo") as (client, _),
+        running_backend(checkpoint, VLM_DEVICE=arguments.device) as (client, _),
         tempfile.TemporaryDirectory() as folder,
         serve(scenes_project(SCENES)) as label_studio,
         private_redis(Path(folder)) as connection,
     ):
-        settings = Settings(checkpoint="demo", data_dir=Path(folder), device="cpu")
+        settings = Settings(checkpoint=checkpoint, data_dir=Path(folder), device=arguments.device)
         queue = TrainingQueue(connection)
         ask(client, 5_000_000)  # uncounted
         for turn in range(TURNS):
             seed = 6_000_000 + 10_000 * turn
             alone += ask(client, seed)
             queue.request_training(PROJECT, reason=START_TRAINING)
-            worker = start_worker(settings, label_studio.url, VLM_TRAIN_RECIPE="", OMP_NUM_THREADS="")
+            own = {"VLM_TRAIN_RECIPE": "", "OMP_NUM_THREADS": "", "VLM_DEVICE": arguments.device}
+            worker = start_worker(settings, label_studio.url, **own)
             try:
                 wait_for(lambda: _phase(queue).startswith(LEARNING))
                 beside += ask(client, seed + 5_000)
                 assert _phase(queue).startswith(LEARNING), "the training ended before the requests did"
             finally:
+                children = psutil.Process(worker.pid).children(recursive=True)
                 worker.kill()
                 worker.wait()
+                for process in children:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(children)
             connection.flushall()
-            time.sleep(10)  # its process notices, and ends
     rows = [["nothing", *Latencies(alone).cells()], ["a training", *Latencies(beside).cells()]]
     page = table(["beside it", "p50 ms", "p99 ms", "longest ms"], rows)
     print(page)
     if arguments.write:
-        keep("Beside a training", [facts, page])
+        keep("Beside a training" + ("" if arguments.device == "cpu" else " on one GPU"), [facts, page])
 
 
 def _phase(queue: TrainingQueue) -> str:

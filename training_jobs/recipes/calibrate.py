@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training_jobs.recipes.nested_parts import count_parts
 from vlm_core.evaluate import ABSENT_AREA
 
 CUTS: NDArray[np.float32] = np.arange(-1.5, 5.01, 0.5, dtype=np.float32)
@@ -60,27 +61,16 @@ class Tally:
         if target.any() and not true.any():
             return None
         scaled = logits[None] / TEMPERATURES[:, None, None]
-        probability = 1 / (1 + np.exp(-np.clip(scaled, -60, 60)))
-        truth = target[None] / 255.0
-        entropy = (np.logaddexp(0.0, scaled) - truth * scaled).mean(axis=(1, 2))
-        shape = (len(TEMPERATURES), len(CUTS), len(PART_SCORES))
-        iou, marked = np.zeros(shape, dtype=np.float32), np.zeros(shape, dtype=np.bool_)
-        for index, cut in enumerate(CUTS):
-            iou[:, index], marked[:, index] = _count(logits >= cut, probability, true)
-        return cls(bool(true.any()), iou, marked, entropy.astype(np.float64))
-
-
-def _count(mask: NDArray[np.bool_], probability: Floats, true: NDArray[np.bool_]) -> tuple[Floats, NDArray[np.bool_]]:
-    """IoU, and whether much is marked, for each temperature and part score: (temperatures, part scores) each."""
-    count, numbers = cv2.connectedComponents(mask.astype(np.uint8), connectivity=8)
-    flat = numbers.reshape(-1)
-    areas = np.bincount(flat, minlength=count)[1:].astype(np.float64)
-    both = np.bincount(flat, weights=true.reshape(-1), minlength=count)[1:]
-    means = np.stack([np.bincount(flat, weights=p.reshape(-1), minlength=count)[1:] for p in probability])
-    kept = (means / np.maximum(areas, 1))[:, None, :] >= PART_SCORES[None, :, None]
-    area, inside = (kept * areas).sum(-1), (kept * both).sum(-1)
-    either = area + true.sum() - inside
-    return np.divide(inside, either, out=np.zeros_like(inside), where=either > 0), area / true.size > ABSENT_AREA
+        # Of numbers that are not positive: nothing overflows, and both functions below follow from it.
+        tail = np.exp(-np.abs(scaled))
+        probability = np.where(scaled >= 0, 1, tail) / (1 + tail)
+        softplus = np.maximum(scaled, 0) + np.log(1 + tail)
+        truth = target[None].astype(np.float32) / 255
+        entropy = (softplus - truth * scaled).mean(axis=(1, 2), dtype=np.float64)
+        area, inside = count_parts(logits, true, probability, CUTS, PART_SCORES)
+        either = area + int(true.sum()) - inside
+        iou = np.divide(inside, either, out=np.zeros(area.shape), where=either > 0)
+        return cls(bool(true.any()), iou.astype(np.float32), area / true.size > ABSENT_AREA, entropy)
 
 
 @dataclass(frozen=True)
