@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -31,7 +32,8 @@ def running_backend(checkpoint: str, **variables: str) -> Iterator[tuple[httpx.C
             VLM_DATA_DIR=f"{folder}/data",
             VLM_HOST="127.0.0.1",
             PORT=str(port),
-            PYTHONPATH=str(ROOT),  # the code beside this file, whatever is installed
+            # The code beside this file, whatever is installed.
+            PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
             **variables,
         )
         argv = [sys.executable, "-m", "backend.cli", "serve"]

@@ -33,8 +33,7 @@ from tests.jobs.label_studio import serve
 from tests.jobs.test_worker import start_worker
 from tests.private_redis import private_redis
 
-PROJECT, SCENES = 7, 100
-TURNS, REQUESTS = 3, 60
+PROJECT, REQUESTS = 7, 60
 LEARNING = ("trying", "learning", "choosing")
 """How the phases begin in which a training computes."""
 
@@ -64,8 +63,10 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     parser.add_argument("--device", default="cpu", help="of both; on one GPU they share it")
     parser.add_argument("--checkpoint", default="demo", help="a name, a directory, or `base`: ViT-B/16, random weights")
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--scenes", type=int, default=100, help="that the training learns from")
     arguments = parser.parse_args()
-    note = f"{TURNS} turns of {REQUESTS} requests each, one picture a request, every picture new"
+    note = f"{arguments.turns} turns of {REQUESTS} requests each, one picture a request, every picture new"
     if arguments.device != "cpu":
         note += f"; both on one {torch.cuda.get_device_name(arguments.device)}, {arguments.checkpoint}"
     facts = machine(note)
@@ -77,13 +78,13 @@ def main() -> None:
     with (
         running_backend(checkpoint, VLM_DEVICE=arguments.device) as (client, _),
         tempfile.TemporaryDirectory() as folder,
-        serve(scenes_project(SCENES)) as label_studio,
+        serve(scenes_project(arguments.scenes)) as label_studio,
         private_redis(Path(folder)) as connection,
     ):
         settings = Settings(checkpoint=checkpoint, data_dir=Path(folder), device=arguments.device)
         queue = TrainingQueue(connection)
         ask(client, 5_000_000)  # uncounted
-        for turn in range(TURNS):
+        for turn in range(arguments.turns):
             seed = 6_000_000 + 10_000 * turn
             alone += ask(client, seed)
             queue.request_training(PROJECT, reason=START_TRAINING)

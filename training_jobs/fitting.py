@@ -5,7 +5,8 @@ Both need what is fixed while one training runs: `Project`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from backend.label_studio.config import PredictionPlan
 from backend.manifest import Cuts
 from backend.versions import StoredVersion
+from training_jobs.ahead import ahead
 from training_jobs.corrections import CorrectedImage, Corrections, TrainLabel
 from training_jobs.features import FeatureCache
 from training_jobs.ladder import Labels, Learned
@@ -21,10 +23,13 @@ from training_jobs.promote import Score
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable
 from training_jobs.scoring import See, score_image
-from training_jobs.views import coverage, make_view, speak_of_places
+from training_jobs.views import View, coverage, make_view, speak_of_places
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.model import Model
 from vlm_core.types import ImageFeatures
+
+_THREADS_BESIDE_A_GPU = 4
+"""That open, resize and keep what it encodes; a CPU that encodes has nothing left for them."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +76,7 @@ def encode_examples(
     Args:
         project: what is fixed.
         images: at least one.
-        progress: called before each view with the share that is done, 0 to 1; may raise to give up.
+        progress: called for each view with the share that is done, 0 to 1; may raise to give up.
     """
     labels = _labels(images)
     index = {name: position for position, name in enumerate(labels)}
@@ -81,19 +86,30 @@ def encode_examples(
     views = project.config.decoder.views(len(images))
     geometry = not speak_of_places(phrases)
     upsampling = project.decoder.config.upsampling
+
+    def seen(image: CorrectedImage) -> Iterator[Callable[[], tuple[ImageFeatures, NDArray[np.uint8]]]]:
+        """Each of an image's views, encoded, and what of each cell is covered by each label."""
+        masks = [image.mask(label.name) for label in image.labels]
+        opened = functools.cache(image.open)  # once for all of its views
+
+        def look(view: View) -> tuple[ImageFeatures, NDArray[np.uint8]]:
+            encoded = project.features.get(image.sha256, view, opened)
+            grid = (encoded.grid_hw[0] * upsampling, encoded.grid_hw[1] * upsampling)
+            return encoded, np.stack([coverage(view.mask(mask), grid) for mask in masks])
+
+        for position in range(views):
+            yield functools.partial(look, make_view(image.sha256, position, geometry=geometry))
+
+    work = (piece for image in images for piece in seen(image))
+    found: list[tuple[ImageFeatures, NDArray[np.uint8]]] = []
+    progress(0.0)
+    for result in ahead(work, _THREADS_BESIDE_A_GPU if project.model.device.type == "cuda" else 1):
+        found.append(result)
+        progress(len(found) / (views * len(images)))
     examples = []
     for number, image in enumerate(images):
-        seen: list[ImageFeatures] = []
-        targets: list[NDArray[np.uint8]] = []
-        masks = [image.mask(label.name) for label in image.labels]
-        for view in (make_view(image.sha256, position, geometry=geometry) for position in range(views)):
-            progress((number + len(seen) / views) / len(images))
-            encoded = project.features.get(image.sha256, view, image.open)
-            grid = (encoded.grid_hw[0] * upsampling, encoded.grid_hw[1] * upsampling)
-            seen.append(encoded)
-            targets.append(np.stack([coverage(view.mask(mask), grid) for mask in masks]))
-        names = tuple(index[label.name] for label in image.labels)
-        examples.append(Example(image.sha256, tuple(seen), names, tuple(targets)))
+        encoded, targets = zip(*found[number * views : (number + 1) * views], strict=True)
+        examples.append(Example(image.sha256, encoded, tuple(index[label.name] for label in image.labels), targets))
     return examples, PromptTable(conditions, groups)
 
 

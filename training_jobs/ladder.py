@@ -18,6 +18,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -27,12 +28,14 @@ from torch import Tensor
 
 from backend.manifest import Cuts
 from training_jobs import split
+from training_jobs.ahead import ahead
 from training_jobs.fit_checkpoints import FitCheckpoints
 from training_jobs.recipes import finetune_decoder, tune_conditions
 from training_jobs.recipes.calibrate import Calibration, Tally, calibrate, measure
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, State, decoder_state, interpolate
 from training_jobs.recipes.micro_batches import MicroBatches
+from training_jobs.recipes.resident import resident
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import join_state
 
@@ -113,6 +116,7 @@ class Climb:
         if not examples:
             raise ValueError("nothing to train on: give at least one corrected image")
         ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
+        ordered = resident(ordered, next(start.parameters()).device)
         self._start, self._examples, self._prompts = start, ordered, prompts
         self._labels, self._config = labels, config
         self._all = range(len(labels.names))
@@ -122,7 +126,7 @@ class Climb:
 
     def learn(self) -> Learned:
         """Adapt to all examples, as far as cross-validation says that it pays."""
-        with _threads(self._config.decoder.threads):
+        with _threads(self._config.decoder.threads), _tensor_cores():
             self._teachable = self._badly_marked()
             self._tables = [
                 self._tuned(fold.fitted, f"trying phrases, {number} of {len(self._folds)}")
@@ -283,11 +287,14 @@ class Climb:
         for number, (fold, table, state) in enumerate(zip(self._folds, tables, states, strict=True)):
             decoder.load_state_dict(state)
             prompts = replace(self._prompts, conditions=table)
-            for example in fold.asked if labels else ():
+            wanted = set(labels)
+            answers = (
+                answer for example in fold.asked if wanted for answer in _answers(decoder, example, prompts, wanted)
+            )
+            for label, tally in ahead((partial(_tally, *answer) for answer in answers), torch.get_num_threads()):
                 self._work.alive()
-                for label, logits, target in _answers(decoder, example, prompts, set(labels)):
-                    if (tally := Tally.of(logits, target)) is not None:
-                        told[label][number].append(tally)
+                if tally is not None:
+                    told[label][number].append(tally)
         return told
 
     def _cuts(self, told: Told, without: int | None = None) -> dict[int, Calibration]:
@@ -404,6 +411,10 @@ def _answers(
         start += alternatives
 
 
+def _tally(label: int, logits: NDArray[np.float32], target: NDArray[np.uint8]) -> tuple[int, Tally | None]:
+    return label, Tally.of(logits, target)
+
+
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -413,6 +424,18 @@ def _threads(count: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def _tensor_cores() -> Iterator[None]:
+    """Products of matrices on a GPU in tf32, as its convolutions are anyway: far below what drawing batches changes."""
+    products = torch.backends.cuda.matmul
+    before = products.fp32_precision
+    products.fp32_precision = "tf32"
+    try:
+        yield
+    finally:
+        products.fp32_precision = before
 
 
 class _Work:

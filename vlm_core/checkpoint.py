@@ -34,6 +34,7 @@ from vlm_core.model import Model
 from vlm_core.preprocess import ImageTransform, TextTokenizer
 from vlm_core.projection import Projection
 from vlm_core.text_encoder import TextEncoder
+from vlm_core.unfilled import Unfilled
 
 log = logging.getLogger(__name__)
 
@@ -71,6 +72,12 @@ def load(checkpoint: str | os.PathLike[str], device: str = "auto", dtype: str = 
         log.warning(
             "the demo checkpoint knows coloured shapes only: it is for trying the system out, not for photographs"
         )
+    with Unfilled():
+        return _load(checkpoint, directory, where, precision)
+
+
+def _load(checkpoint: str | os.PathLike[str], directory: Path, where: torch.device, precision: torch.dtype) -> Model:
+    """By the layout that the directory has."""
     if (directory / MANIFEST).is_file():
         return _load_own(directory, where, precision)
     decoder = original_layout.decoder_file(checkpoint, directory)

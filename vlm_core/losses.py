@@ -83,7 +83,12 @@ def mask_bce(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
-    """One minus the soft Dice coefficient, mean over masks. Small objects count as much as large ones.
+    """The mean of `dice_losses` over masks. Small objects count as much as large ones."""
+    return dice_losses(logits, target, smooth=smooth).mean()
+
+
+def dice_losses(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
+    """One minus the soft Dice coefficient of each mask, (...,).
 
     Args:
         logits: (..., H, W).
@@ -97,7 +102,7 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     target = target.flatten(-2)
     overlap = (probability * target).sum(-1)
     total = probability.sum(-1) + target.sum(-1)
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    return 1 - (2 * overlap + smooth) / (total + smooth)
 
 
 def segmentation_loss(logits: Tensor, target: Tensor, *, dice_weight: float = 0.5) -> Tensor:

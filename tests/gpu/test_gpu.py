@@ -76,7 +76,7 @@ def test_masks_and_tags_are_those_of_the_cpu(cpu: Model, gpu: Model) -> None:
     found = gpu.decode_batch(gpu.encode_image(images), [gpu.encode_text(PHRASES)] * len(images))
     expected = cpu.decode_batch(cpu.encode_image(images), [cpu.encode_text(PHRASES)] * len(images))
     for one, other in zip(found, expected, strict=True):
-        assert relative(one.logits, other.logits) < 1e-4
+        assert relative(one.logits, other.logits) < 1e-3  # convolutions round to tf32 there
     ranked, as_expected = (model.rank(images[0], PHRASES) for model in (gpu, cpu))
     assert [one.tag for one in ranked] == [one.tag for one in as_expected]
     assert [one.probability for one in ranked] == pytest.approx([one.probability for one in as_expected], abs=1e-4)
@@ -142,9 +142,18 @@ def learn(model: Model, parts: MicroBatches | None = None) -> tuple[dict[str, to
 
 def test_fits_learn_what_they_learn_on_the_cpu(cpu: Model, gpu: Model) -> None:
     (found, found_losses), (expected, losses) = learn(gpu), learn(cpu)
-    assert found_losses == pytest.approx(losses, rel=1e-3)
+    assert found_losses == pytest.approx(losses, rel=1e-2)
     assert losses[19] < 0.9 * losses[0]
     assert relative(found["conditions"], expected["conditions"]) < 1e-2
+
+
+def test_recorded_steps_are_those_that_are_not_recorded(gpu: Model) -> None:
+    recorded, losses = learn(gpu)
+    parts = MicroBatches()
+    parts.most = 6  # a whole batch, but not as a graph
+    eager, expected = learn(gpu, parts)
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert relative(recorded["conditions"], eager["conditions"]) < 1e-3
 
 
 def test_a_gpu_that_is_really_full_takes_fewer_images_at_once(
@@ -164,7 +173,7 @@ def test_a_gpu_that_is_really_full_takes_fewer_images_at_once(
         _, losses = learn(gpu, parts)
     assert parts.most in (1, 3)
     assert "memory is short for 6 images at once" in caplog.text
-    assert losses == pytest.approx(expected, rel=1e-3)
+    assert losses == pytest.approx(expected, rel=1e-2)
 
 
 def test_a_gpu_without_any_room_is_told_with_the_remedy(gpu: Model, all_memory: None) -> None:
@@ -209,7 +218,7 @@ def test_a_whole_training_on_the_gpu_publishes_a_version_that_a_cpu_serves(tmp_p
 
 
 def test_contrastive_training_in_half_precision_learns(tmp_path: Path) -> None:
-    settings = dataclasses.replace(CONTRASTIVE, steps=30, precision="auto", device="cuda")
+    settings = dataclasses.replace(CONTRASTIVE, steps=30, precision="auto", device="cuda", patience=None)
     train_clip(settings, SceneSource(range(64), 32), None, tmp_path / "run", quiet=True)
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from training_jobs.recipes.nested_parts import count_parts
+from training_jobs.recipes.pixels import look_at_pixels
 from vlm_core.evaluate import ABSENT_AREA
 
 CUTS: NDArray[np.float32] = np.arange(-1.5, 5.01, 0.5, dtype=np.float32)
@@ -60,13 +61,7 @@ class Tally:
         true = target >= 128
         if target.any() and not true.any():
             return None
-        scaled = logits[None] / TEMPERATURES[:, None, None]
-        # Of numbers that are not positive: nothing overflows, and both functions below follow from it.
-        tail = np.exp(-np.abs(scaled))
-        probability = np.where(scaled >= 0, 1, tail) / (1 + tail)
-        softplus = np.maximum(scaled, 0) + np.log(1 + tail)
-        truth = target[None].astype(np.float32) / 255
-        entropy = (softplus - truth * scaled).mean(axis=(1, 2), dtype=np.float64)
+        probability, entropy = look_at_pixels(logits, target, np.float32(1) / TEMPERATURES)
         area, inside = count_parts(logits, true, probability, CUTS, PART_SCORES)
         either = area + int(true.sum()) - inside
         iou = np.divide(inside, either, out=np.zeros(area.shape), where=either > 0)

@@ -16,7 +16,7 @@ their width (64) and so the scale of their weights; so one rate serves the small
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -25,10 +25,12 @@ import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from training_jobs.recipes.micro_batches import MicroBatches, share
+from training_jobs.recipes.batch import Batch
+from training_jobs.recipes.micro_batches import Backward, MicroBatches, share
 from vlm_core.clipseg import CLIPSegDecoder
-from vlm_core.losses import dice_loss
+from vlm_core.losses import dice_losses
 from vlm_core.types import ImageFeatures
 
 NAME = "finetune_decoder"
@@ -84,7 +86,8 @@ class Example:
 
     Attributes:
         image: content hash.
-        views: features of one image each, float16, CPU; the first is of the image itself.
+        views: features of one image each, float16; the first is of the image itself. On the CPU, or where it is
+            learned from them (`training_jobs.recipes.resident`).
         labels: K indices into the prompt table: those that its annotation speaks about.
         targets: per view uint8 (K, h, w): share of each cell that is covered, 0 to 255.
     """
@@ -144,42 +147,43 @@ def fit(
     film = [parameter for name, parameter in decoder.named_parameters() if name.startswith("film_")]
     body = [parameter for name, parameter in decoder.named_parameters() if not name.startswith("film_")]
     groups: list[dict[str, Any]] = [{"params": film}, {"params": body, "lr": config.learning_rate * config.body_rate}]
-    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0)
+    # fused: one kernel for all weights, where a GPU would wait for a thousand small ones.
+    optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0, fused=device.type == "cuda")
     warmup = max(1, round(config.warmup_share * max(looks)))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
     generator = np.random.default_rng([config.seed, 17])
-    batches = Batches(examples, prompts, config, generator)
+    batches = Batches(examples, prompts, config, generator, device)
     table = prompts.conditions.to(device, torch.float32)
-    hold = _Hold(start, prompts, quality(start, examples, prompts), device) if config.hold else None
+    hold = _Hold.of(start, prompts, quality(start, examples, prompts), device) if config.hold else None
+
+    def loss_of(batch: Batch, part: slice) -> Tensor:
+        features, rows, target = batch.part(part)
+        logits = decoder(features.taps, table[rows], features.grid_hw)
+        loss = corrections_loss(logits, target, config, of=batch.target)
+        weight = share(part, len(batch))
+        if config.pull:
+            pairs = zip(decoder.parameters(), origin, strict=True)
+            moved = torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
+            loss = loss + weight * config.pull / size * moved
+        if hold is not None:
+            loss = loss + weight * config.hold * hold(features, rows, logits)
+        return loss
+
     states: dict[int, State] = {}
-    parts = parts or MicroBatches()
+    backward = Backward(loss_of, optimiser.zero_grad, parts or MicroBatches())
+    batch = batches.draw()
     for step in range(1, max(looks) + 1):
-        batch = batches.draw()
-
-        def loss_of(part: slice, batch: Batch = batch) -> Tensor:
-            features, rows, target = batch.on(device, part)
-            logits = decoder(features.taps, table[rows], features.grid_hw)
-            loss = corrections_loss(logits, target, config, of=batch.target)
-            weight = share(part, len(batch))
-            if config.pull:
-                pairs = zip(decoder.parameters(), origin, strict=True)
-                moved = torch.stack([(new - old).square().sum() for new, old in pairs]).sum()
-                loss = loss + weight * config.pull / size * moved
-            if hold is not None:
-                loss = loss + weight * config.hold * hold(features, rows, logits)
-            return loss
-
-        loss = parts.backward(len(batch), loss_of, optimiser.zero_grad)
+        loss = backward(batch)
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
         optimiser.step()
         schedule.step()
         memory = min(config.average, (1 + step) / (10 + step))
-        with torch.no_grad():
-            for mean, new in zip(average.parameters(), decoder.parameters(), strict=True):
-                mean.lerp_(new, 1 - memory)
+        blend = get_ema_multi_avg_fn(memory)  # type: ignore[no-untyped-call]  # torch has no annotation here
+        blend(list(average.parameters()), list(decoder.parameters()), step)
         if step in looks:
             states[step] = decoder_state(average)
-        tick(step / max(looks), loss)
+        batch = batches.draw()  # while a GPU still computes
+        tick(step / max(looks), float(loss))
     return states
 
 
@@ -190,16 +194,17 @@ def corrections_loss(logits: Tensor, target: Tensor, config: FinetuneConfig, of:
         logits: (B, K, h, w).
         target: the same shape, 0..1; a label is absent where its target is 0 everywhere.
         config: the weights.
-        of: the targets of the batch of which these images are a part, on any device: the losses of all its parts sum
-            up to the batch's. None: these are all.
+        of: the targets of the batch of which these images are a part, of any type: the losses of all its parts sum up
+            to the batch's. None: these are all.
     """
+    # No question to the device whose answer the CPU would wait for, and the same kernels whatever the batch.
     entropy = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((-2, -1))
     there, there_in_all = _there(target), _there(target if of is None else of)
     weight, weight_of_all = (torch.where(one, 1.0, config.absent_weight) for one in (there, there_in_all))
-    loss = (entropy * weight).sum() / weight_of_all.sum().clamp_min(1e-6).to(logits.device)
-    if config.dice_weight and bool(there.any()):
-        part = int(there.sum()) / int(there_in_all.sum())
-        loss = loss + part * config.dice_weight * dice_loss(logits[there], target[there])
+    loss = (entropy * weight).sum() / weight_of_all.sum().clamp_min(1e-6)
+    if config.dice_weight:
+        dice = (dice_losses(logits, target) * there).sum() / there_in_all.sum().clamp_min(1)
+        loss = loss + config.dice_weight * dice
     return loss
 
 
@@ -214,13 +219,19 @@ def quality(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: Promp
 
     1.0 for a label that is nowhere and marked nowhere.
     """
-    both, either = [0] * len(prompts.groups), [0] * len(prompts.groups)
+    device = next(decoder.parameters()).device
+    both, either = (torch.zeros(len(prompts.groups), dtype=torch.int64, device=device) for _ in range(2))
     for example in examples:
-        for label, predicted, target in _predicted(decoder, example, prompts):
-            true = target >= 128
-            both[label] += int((predicted & true).sum())
-            either[label] += int((predicted | true).sum())
-    return [b / e if e else 1.0 for b, e in zip(both, either, strict=True)]
+        rows = [row for label in example.labels for row in prompts.groups[label]]
+        taps = tuple(tap.to(device).float() for tap in example.views[0].taps)
+        logits = decoder(taps, prompts.conditions[rows].to(device)[None], example.views[0].grid_hw)[0]
+        phrases = logits.split([len(prompts.groups[label]) for label in example.labels])
+        predicted = torch.stack([each.amax(0) for each in phrases]) >= 0
+        true = torch.from_numpy(example.targets[0]).to(device) >= 128
+        labels = torch.tensor(example.labels, device=device)
+        both.index_add_(0, labels, (predicted & true).sum((-2, -1)))
+        either.index_add_(0, labels, (predicted | true).sum((-2, -1)))
+    return [b / e if e else 1.0 for b, e in zip(both.tolist(), either.tolist(), strict=True)]
 
 
 class _Hold:
@@ -230,6 +241,13 @@ class _Hold:
     to known phrases are held where they were, on the images that there are (learning without forgetting, Li & Hoiem,
     arXiv:1606.09282).
     """
+
+    @classmethod
+    def of(
+        cls, start: CLIPSegDecoder, prompts: PromptTable, quality: Sequence[float], device: torch.device
+    ) -> _Hold | None:
+        """None where no label was marked well enough to be held."""
+        return cls(start, prompts, quality, device) if max(quality, default=0.0) > _BAD else None
 
     def __init__(
         self, start: CLIPSegDecoder, prompts: PromptTable, quality: Sequence[float], device: torch.device
@@ -250,57 +268,15 @@ class _Hold:
             rows: (B, K) of the prompt table.
             logits: (B, K, h, w), what the decoder says now.
         """
-        weights = self._weights[rows]
-        if not bool(weights.any()):
-            return logits.new_zeros(())
         with torch.no_grad():
             before = self._start(features.taps, self._table[rows], features.grid_hw).sigmoid()
-        moved: Tensor = (weights * (logits.sigmoid() - before).square().mean((-2, -1))).mean()
+        moved: Tensor = (self._weights[rows] * (logits.sigmoid() - before).square().mean((-2, -1))).mean()
         return moved
-
-
-def _predicted(
-    decoder: CLIPSegDecoder, example: Example, prompts: PromptTable
-) -> Iterator[tuple[int, NDArray[np.bool_], NDArray[np.uint8]]]:
-    """Per label of an example, its image as it is: the label, what is marked, and the target, each (h, w)."""
-    device = next(decoder.parameters()).device
-    features = _on(example.views[0], device)
-    rows = [row for label in example.labels for row in prompts.groups[label]]
-    logits = decoder(features.taps, prompts.conditions[rows].to(device)[None], features.grid_hw)[0]
-    start = 0
-    for label, target in zip(example.labels, example.targets[0], strict=True):
-        alternatives = len(prompts.groups[label])
-        yield label, (logits[start : start + alternatives].amax(0) >= 0).cpu().numpy(), target
-        start += alternatives
 
 
 def interpolate(start: Mapping[str, Tensor], end: Mapping[str, Tensor], share: float) -> State:
     """Weights `share` of the way from `start` to `end`."""
     return {name: torch.lerp(value, end[name], share) for name, value in start.items()}
-
-
-@dataclass(frozen=True)
-class Batch:
-    """What one step learns from, as it was drawn, on the CPU.
-
-    Attributes:
-        features: of its B images, float16.
-        rows: (B, K) of the prompt table.
-        target: uint8 (B, K, h, w): share of each cell that is covered, 0 to 255.
-    """
-
-    features: ImageFeatures
-    rows: Tensor
-    target: Tensor
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def on(self, device: torch.device, part: slice) -> tuple[ImageFeatures, Tensor, Tensor]:
-        """Some of its images: features, float32, rows, and targets, 0..1."""
-        taps = tuple(tap[part].to(device, torch.float32) for tap in self.features.taps)
-        target = self.target[part].to(device, torch.float32) / 255
-        return ImageFeatures(taps, self.features.grid_hw), self.rows[part].to(device), target
 
 
 class Batches:
@@ -312,16 +288,18 @@ class Batches:
         prompts: PromptTable,
         config: FinetuneConfig,
         generator: np.random.Generator,
+        device: torch.device,
     ) -> None:
         self._examples = examples
         self._prompts = prompts
         self._size = min(config.batch_images, len(examples))
         self._width = min(config.labels_per_image, min(len(example.labels) for example in examples))
         self._generator = generator
+        self._device = device
         self._queue: list[int] = []
 
     def draw(self) -> Batch:
-        """The next batch."""
+        """The next batch; all have one shape."""
         taps: list[tuple[Tensor, ...]] = []
         rows: list[list[int]] = []
         targets: list[NDArray[np.uint8]] = []
@@ -334,10 +312,13 @@ class Batches:
             taps.append(example.views[view].taps)
             rows.append([self._phrase(example.labels[index]) for index in picked])
             targets.append(example.targets[view][picked])
-        features = ImageFeatures(
-            tuple(torch.cat(column) for column in zip(*taps, strict=True)), self._examples[0].views[0].grid_hw
+        device = self._device
+        return Batch(
+            taps=tuple(torch.cat([tap.to(device) for tap in column]) for column in zip(*taps, strict=True)),
+            rows=torch.tensor(rows).to(device),
+            target=torch.from_numpy(np.stack(targets)).to(device),
+            grid_hw=self._examples[0].views[0].grid_hw,
         )
-        return Batch(features, torch.tensor(rows), torch.from_numpy(np.stack(targets)))
 
     def _labels(self, example: Example, view: int) -> list[int]:
         """Positions of the labels to ask for, those that are there first."""
@@ -354,7 +335,3 @@ class Batches:
 def decoder_state(decoder: CLIPSegDecoder) -> State:
     """Its weights, float32, CPU, copied."""
     return {name: value.detach().to("cpu", torch.float32).clone() for name, value in decoder.state_dict().items()}
-
-
-def _on(features: ImageFeatures, device: torch.device) -> ImageFeatures:
-    return ImageFeatures(tuple(tap.to(device, torch.float32) for tap in features.taps), features.grid_hw)

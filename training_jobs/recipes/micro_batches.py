@@ -17,8 +17,11 @@ from torch import Tensor
 
 from backend.failures import is_out_of_memory
 from training_jobs.memory import memory_short
+from training_jobs.recipes.batch import Batch
 
 log = logging.getLogger(__name__)
+
+_WARM = 3
 
 
 class MicroBatches:
@@ -56,14 +59,86 @@ class MicroBatches:
                     raise
                 if size == 1:
                     raise memory_short(error) from error
-            # Only here, where the error and with it the tensors of its frames are gone.
-            torch.cuda.empty_cache()
-            self.most = size // 2
-            log.warning(
-                "memory is short for %d images at once: from here on %d, which takes longer and learns the same",
-                size,
-                self.most,
-            )
+            self.fewer_than(size)
+
+    def fewer_than(self, size: int) -> None:
+        """Take half as many at once from here on, at least one; call it where the error's tensors are gone."""
+        torch.cuda.empty_cache()
+        self.most = max(1, size // 2)
+        log.warning(
+            "memory is short for %d images at once: from here on %d, which takes longer and learns the same",
+            size,
+            self.most,
+        )
+
+
+class Backward:
+    """Gradients of one batch after the other, all of one fit.
+
+    On a GPU the steps of a fit are a few hundred small kernels each, the same ones every time, and starting them takes
+    longer than running them. So they are recorded once and replayed for each batch (CUDA graphs:
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), unless memory is short for a whole batch.
+    """
+
+    def __init__(
+        self, loss_of: Callable[[Batch, slice], Tensor], forget: Callable[[], None], parts: MicroBatches
+    ) -> None:
+        """Nothing is computed yet.
+
+        Args:
+            loss_of: what some images of a batch, given as a slice, add to its loss. It must draw nothing at random, and
+                ask nothing of the device that decides what is computed.
+            forget: clears all gradients, so that they have no room.
+            parts: how batches are computed where memory is short.
+        """
+        self._loss_of, self._forget, self._parts = loss_of, forget, parts
+        self._recorded: _Recorded | None = None
+
+    def __call__(self, batch: Batch) -> Tensor | float:
+        """Compute the gradients of one batch's loss, of which all of a fit have one shape.
+
+        Returns:
+            The loss; as long as a GPU computes it, nothing waits but who reads it. Read it before the next call.
+
+        Raises:
+            MemoryShortError: memory is short even for one image at a time.
+        """
+        if batch.target.is_cuda and self._parts.most is None:
+            try:
+                self._recorded = self._recorded or _Recorded(batch, self._loss_of, self._forget)
+                return self._recorded(batch)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            self._parts.fewer_than(len(batch))
+        self._recorded = None
+        return self._parts.backward(len(batch), lambda part: self._loss_of(batch, part), self._forget)
+
+
+class _Recorded:
+    """Forward and backward pass of a whole batch as one graph, with a batch of its own that others are copied into."""
+
+    def __init__(self, batch: Batch, loss_of: Callable[[Batch, slice], Tensor], forget: Callable[[], None]) -> None:
+        self._batch, whole = batch.clone(), slice(0, len(batch))
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # torch has no annotation here
+        now = torch.cuda.current_stream()
+        side.wait_stream(now)
+        with torch.cuda.stream(side):  # what libraries set up on first use must not be recorded
+            for _ in range(_WARM):
+                forget()
+                _backward(loss_of(self._batch, whole))
+        now.wait_stream(side)
+        forget()
+        self._graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self._graph):
+            self._loss = loss_of(self._batch, whole)
+            self._loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
+
+    def __call__(self, batch: Batch) -> Tensor:
+        for own, other in zip(self._batch.tensors(), batch.tensors(), strict=True):
+            own.copy_(other)
+        self._graph.replay()  # gradients are written anew, not added to
+        return self._loss.detach()
 
 
 def share(part: slice, images: int) -> float:

@@ -28,51 +28,60 @@ def count_parts(
     Args:
         values: (h, w), without NaN; a pixel is inside from a level on. Pixels that touch, diagonally too, are one part.
         true: (h, w), what should be inside.
-        weights: (W, h, w); a part stays where the mean of its pixels' weights is at least one of `least_means`.
+        weights: (h, w, W); a part stays where the mean of its pixels' weights is at least one of `least_means`.
         levels: (L,), rising.
         least_means: (M,), rising.
 
     Returns:
         How many pixels are in parts that stay, and how many of them are `true`, each int64 (W, L, M).
     """
-    shape = (len(weights), len(levels), len(least_means))
+    kinds = weights.shape[2]
+    shape = (kinds, len(levels), len(least_means))
     area, inside = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-    above = np.searchsorted(levels, values.reshape(-1), side="right").astype(np.int32)
-    flat = np.ascontiguousarray(weights.reshape(len(weights), -1).T)
-    _count(above, np.ascontiguousarray(true).reshape(-1), flat, least_means, values.shape[1], area, inside)
+    flat = np.ascontiguousarray(weights).reshape(-1, kinds)
+    flags = np.ascontiguousarray(true).reshape(-1)
+    _count(np.ascontiguousarray(values).reshape(-1), flags, flat, levels, least_means, values.shape[1], area, inside)
     return area, inside
 
 
 @compiled
 def _count(
-    above: NDArray[np.int32],
+    values: NDArray[np.float32],
     true: NDArray[np.bool_],
     weights: NDArray[np.float32],
+    cuts: NDArray[np.float32],
     least_means: NDArray[np.float32],
     width: int,
     area: Counts,
     inside: Counts,
 ) -> None:
-    """Fill the counts. `above`: how many levels each pixel reaches; `weights`: (pixels, W)."""
+    """Fill the counts; pictures are flat, `weights` (pixels, W)."""
     pixels, kinds = weights.shape
-    height, levels, means = pixels // width, area.shape[1], len(least_means)
-    # Pixels by the level at which they join, the highest first: a counting sort.
+    height, levels, means = pixels // width, len(cuts), len(least_means)
+    # Pixels by the level at which they join, the highest first: a counting sort. Those below all levels never do.
+    above = np.empty(pixels, dtype=np.int8)
     first = np.zeros(levels + 2, dtype=np.int64)
     for pixel in range(pixels):
-        first[levels - above[pixel] + 1] += 1
+        reached = 0
+        while reached < levels and values[pixel] >= cuts[reached]:
+            reached += 1
+        above[pixel] = reached
+        first[levels - reached + 1] += 1
     for level in range(1, levels + 2):
         first[level] += first[level - 1]
-    order = np.empty(pixels, dtype=np.int32)
+    joining = first[levels]
+    order = np.empty(joining, dtype=np.int32)
     place = first.copy()
     for pixel in range(pixels):
-        bin_ = levels - above[pixel]
-        order[place[bin_]] = pixel
-        place[bin_] += 1
+        if above[pixel] > 0:
+            bin_ = levels - above[pixel]
+            order[place[bin_]] = pixel
+            place[bin_] += 1
 
     parent = np.full(pixels, -1, dtype=np.int32)
     size, right = np.zeros(pixels, dtype=np.int64), np.zeros(pixels, dtype=np.int64)
     total = np.zeros((pixels, kinds), dtype=np.float64)
-    roots = np.empty(pixels, dtype=np.int32)
+    roots = np.empty(joining, dtype=np.int32)
     known = 0
     for level in range(levels - 1, -1, -1):
         start, stop = first[levels - level - 1], first[levels - level]

@@ -17,15 +17,15 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
+from training_jobs.recipes.batch import Batch
 from training_jobs.recipes.finetune_decoder import (
-    Batch,
     Batches,
     Example,
     FinetuneConfig,
     PromptTable,
     corrections_loss,
 )
-from training_jobs.recipes.micro_batches import MicroBatches, share
+from training_jobs.recipes.micro_batches import Backward, MicroBatches, share
 from vlm_core.clipseg import CLIPSegDecoder
 
 
@@ -87,29 +87,31 @@ def tune(
     # In parts of the text's length: encoders differ in scale.
     size = start[rows].square().mean().sqrt()
     moved = torch.zeros(len(rows), start.shape[1], device=device, requires_grad=True)
-    optimiser = torch.optim.Adam([moved], lr=config.learning_rate)
+    optimiser = torch.optim.Adam([moved], lr=config.learning_rate, fused=device.type == "cuda")
     warmup = max(1, round(config.warmup_share * config.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimiser,
         lambda step: min((step + 1) / warmup, (config.steps - step) / max(1, config.steps - warmup)),
     )
     shared = shared.model_copy(update={"batch_images": config.batch_images})
-    batches = Batches(about, prompts, shared, np.random.default_rng([shared.seed, 29]))
-    parts = parts or MicroBatches()
+    batches = Batches(about, prompts, shared, np.random.default_rng([shared.seed, 29]), device)
+    places = torch.tensor(rows, device=device)
+
+    def loss_of(batch: Batch, part: slice) -> Tensor:
+        features, picked, target = batch.part(part)
+        table = start.index_add(0, places, size * moved)
+        logits = frozen(features.taps, table[picked], features.grid_hw)
+        loss = corrections_loss(logits, target, shared, of=batch.target)
+        return loss + share(part, len(batch)) * config.pull * moved.square().mean()
+
+    backward = Backward(loss_of, optimiser.zero_grad, parts or MicroBatches())
+    batch = batches.draw()
     for step in range(1, config.steps + 1):
-        batch = batches.draw()
-
-        def loss_of(part: slice, batch: Batch = batch) -> Tensor:
-            features, picked, target = batch.on(device, part)
-            table = start.index_add(0, torch.tensor(rows, device=device), size * moved)
-            logits = frozen(features.taps, table[picked], features.grid_hw)
-            loss = corrections_loss(logits, target, shared, of=batch.target)
-            return loss + share(part, len(batch)) * config.pull * moved.square().mean()
-
-        loss = parts.backward(len(batch), loss_of, optimiser.zero_grad)
+        loss = backward(batch)
         optimiser.step()
         schedule.step()
-        tick(step / config.steps, loss)
+        batch = batches.draw()  # while a GPU still computes
+        tick(step / config.steps, float(loss))
     learned = start.clone()
     learned[rows] += size * moved.detach()
     return learned.cpu()
