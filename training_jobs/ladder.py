@@ -47,6 +47,8 @@ Option = str | float
 Told = dict[int, list[list[Tally]]]
 """Per label and fold what images say that the fold's model has not learned from."""
 
+_MOST_THREADS = 8
+"""That count what images say."""
 AS_CONFIGURED = "as configured"
 MEAN = "mean of the phrases"
 _DEAREST = 0.5
@@ -283,6 +285,7 @@ class Climb:
     def _ask(self, tables: Sequence[Tensor], states: Sequence[State], labels: Sequence[int]) -> Told:
         """What each fold's images say of its model."""
         told: Told = {label: [[] for _ in self._folds] for label in labels}
+        threads = min(_MOST_THREADS, torch.get_num_threads())
         decoder = copy.deepcopy(self._start).float()
         for number, (fold, table, state) in enumerate(zip(self._folds, tables, states, strict=True)):
             decoder.load_state_dict(state)
@@ -291,7 +294,7 @@ class Climb:
             answers = (
                 answer for example in fold.asked if wanted for answer in _answers(decoder, example, prompts, wanted)
             )
-            for label, tally in ahead((partial(_tally, *answer) for answer in answers), torch.get_num_threads()):
+            for label, tally in ahead((partial(_tally, *answer) for answer in answers), threads):
                 self._work.alive()
                 if tally is not None:
                     told[label][number].append(tally)

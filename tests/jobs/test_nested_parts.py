@@ -9,17 +9,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import expit, log_expit
 
+from training_jobs.recipes.cross_entropy import cross_entropies
 from training_jobs.recipes.nested_parts import count_parts
-from training_jobs.recipes.pixels import look_at_pixels
 
 LEVELS = np.array([-1.0, 0.0, 0.5, 2.0], dtype=np.float32)
-MEANS = np.array([0.0, 0.4, 0.5, 0.75], dtype=np.float32)
+MEANS = np.array([0.0, 0.41, 0.52, 0.77], dtype=np.float32)
+SCALES = np.array([1.0, 0.5], dtype=np.float32)
 
 
 def level_by_level(
-    values: np.ndarray, true: np.ndarray, weights: np.ndarray, levels: np.ndarray, means: np.ndarray
+    values: np.ndarray, true: np.ndarray, scales: np.ndarray, levels: np.ndarray, means: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    weights = np.moveaxis(weights, -1, 0)
+    weights = [expit(values.astype(np.float64) * scale) for scale in scales]
     shape = (len(weights), len(levels), len(means))
     area, inside = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
     for level, least in enumerate(levels):
@@ -48,35 +49,30 @@ def test_equal_to_labelling_each_level(height: int, width: int, smooth: int, spr
     values = (values * spread).astype(np.float32)
     values[generator.random((height, width)) < 0.1] = generator.choice(LEVELS)  # exactly on a level: inside
     true = generator.random((height, width)) < 0.5
-    weights = generator.random((height, width, 2)).astype(np.float32)
-    found = count_parts(values, true, weights, LEVELS, MEANS)
-    expected = level_by_level(values, true, weights, LEVELS, MEANS)
+    found = count_parts(values, true, SCALES, LEVELS, MEANS)
+    expected = level_by_level(values, true, SCALES, LEVELS, MEANS)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
 
 def test_a_diagonal_is_one_part_and_the_edge_of_the_picture_does_not_wrap() -> None:
     values = np.full((3, 4), -5, dtype=np.float32)
-    values[0, 3] = values[1, 0] = values[2, 1] = 1
-    weights = np.zeros((3, 4, 1), dtype=np.float32)
-    weights[0, 3], weights[1, 0], weights[2, 1] = 0.3, 0.9, 0.3
-    area, inside = count_parts(values, values > 0, weights, LEVELS[1:2], MEANS)
-    assert area[0, 0].tolist() == [3, 2, 2, 0]  # 0.3 by itself; 0.9 and 0.3 together have 0.6
-    assert inside[0, 0].tolist() == [3, 2, 2, 0]
+    values[0, 3], values[1, 0], values[2, 1] = 0.0, 2.0, 0.0  # probabilities of 0.5, 0.88 and 0.5
+    area, inside = count_parts(values, values > 0, SCALES[:1], LEVELS[1:2], np.array([0.4, 0.6, 0.8], dtype=np.float32))
+    assert area[0, 0].tolist() == [3, 2, 0]  # of one pixel 0.5, of two 0.69
+    assert inside[0, 0].tolist() == [1, 1, 0]
 
 
 @pytest.mark.parametrize("spread", [0.01, 1.0, 30.0, 1e4])
-def test_probabilities_and_entropies_are_those_of_scipy(spread: float) -> None:
+def test_entropies_are_those_of_scipy(spread: float) -> None:
     generator = np.random.default_rng(0)
     logits = (generator.normal(0, spread, (40, 37))).astype(np.float32)
     target = generator.integers(0, 256, (40, 37)).astype(np.uint8)
     scales = np.array([1.0, 0.5, 0.25], dtype=np.float32)
-    probability, entropy = look_at_pixels(logits, target, scales)
     scaled = logits[..., None].astype(np.float64) * scales
-    np.testing.assert_allclose(probability, expit(scaled), atol=2e-7)
     truth = target[..., None] / 255.0
     expected = -(xlog(truth, scaled) + xlog(1 - truth, -scaled)).mean((0, 1))
-    np.testing.assert_allclose(entropy, expected, rtol=1e-5)
+    np.testing.assert_allclose(cross_entropies(logits, target, scales), expected, rtol=1e-5)
 
 
 def xlog(share: np.ndarray, logits: np.ndarray) -> np.ndarray:

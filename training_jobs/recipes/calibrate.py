@@ -18,13 +18,14 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from training_jobs.recipes.cross_entropy import cross_entropies
 from training_jobs.recipes.nested_parts import count_parts
-from training_jobs.recipes.pixels import look_at_pixels
 from vlm_core.evaluate import ABSENT_AREA
 
 CUTS: NDArray[np.float32] = np.arange(-1.5, 5.01, 0.5, dtype=np.float32)
 """Logits that are considered as thresholds; 0 is a probability of one half."""
 TEMPERATURES: NDArray[np.float32] = np.array([1.0, 2.0, 4.0], dtype=np.float32)
+_SCALES: NDArray[np.float32] = np.float32(1) / TEMPERATURES
 PART_SCORES: NDArray[np.float32] = np.array([0.0, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95], dtype=np.float32)
 _HALF = int(np.flatnonzero(CUTS == 0)[0])
 
@@ -61,11 +62,15 @@ class Tally:
         true = target >= 128
         if target.any() and not true.any():
             return None
-        probability, entropy = look_at_pixels(logits, target, np.float32(1) / TEMPERATURES)
-        area, inside = count_parts(logits, true, probability, CUTS, PART_SCORES)
+        area, inside = count_parts(logits, true, _SCALES, CUTS, PART_SCORES)
         either = area + int(true.sum()) - inside
         iou = np.divide(inside, either, out=np.zeros(area.shape), where=either > 0)
-        return cls(bool(true.any()), iou.astype(np.float32), area / true.size > ABSENT_AREA, entropy)
+        return cls(
+            bool(true.any()),
+            iou.astype(np.float32),
+            area / true.size > ABSENT_AREA,
+            cross_entropies(logits, target, _SCALES),
+        )
 
 
 @dataclass(frozen=True)
