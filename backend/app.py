@@ -38,6 +38,7 @@ from backend.parts import (
 from backend.plans import ExtraParams, PlanCache
 from backend.predictor import ImageSource, Predictor
 from backend.readiness import Probe, Readiness
+from backend.right_of_way import RightOfWay
 from backend.settings import Settings
 from backend.training import TrainingLink
 from backend.versions import VersionStore
@@ -83,6 +84,7 @@ def create_app(
         feature_cache_bytes=settings.feature_cache_bytes,
         feature_files=feature_files(settings),
         metrics=metrics,
+        right_of_way=RightOfWay(settings.data_dir),
     )
     readiness = make_readiness(settings, lambda: store.state, training)
     watch_parts(metrics, readiness)

@@ -12,6 +12,7 @@ annotator opens does not wait for a batch.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +38,7 @@ from backend.label_studio.interactive_config import MessageBox
 from backend.metrics import Metrics, Times
 from backend.model_store import ModelStore, ModelUnavailableError, ServingModel
 from backend.plans import ExtraParams, PlanCache
+from backend.right_of_way import RightOfWay
 from backend.versions import VersionError
 from vlm_core.errors import VLMError
 
@@ -105,6 +107,7 @@ class Predictor:
         feature_cache_bytes: int = 256 * 1024 * 1024,
         feature_files: DiskCache | None = None,
         metrics: Metrics | None = None,
+        right_of_way: RightOfWay | None = None,
     ) -> None:
         """Starts no thread until the first task.
 
@@ -117,6 +120,7 @@ class Predictor:
             feature_cache_bytes: room in memory for the features of images that were seen lately.
             feature_files: more of them on disk; None: none.
             metrics: where it is counted and timed; default where nobody looks.
+            right_of_way: before trainings on this machine; None: none.
         """
         self._store = store
         self._images = images
@@ -125,6 +129,7 @@ class Predictor:
         self._window = fetch_threads
         self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="task")
         self._metrics = metrics or Metrics()
+        self._computing = contextlib.nullcontext if right_of_way is None else right_of_way.answering
         self._inference = Inference(store, FeatureCache(feature_cache_bytes, feature_files), self._metrics)
 
     @property
@@ -269,7 +274,8 @@ class Predictor:
                 at_least_px=None if isinstance(question, Like) else _needed_px([target.control], request.model),
             )
         view = ImageView(self._inference, image, request, masks=True, tags=False)
-        reply = answer_question(question, target, view, task)
+        with self._computing():
+            reply = answer_question(question, target, view, task)
         return item | {"score": reply.score, "result": reply.regions, "message": reply.message}
 
     def _answers(self, task: Any, request: PredictionRequest) -> list[ControlAnswer]:
@@ -288,11 +294,12 @@ class Predictor:
                 )
                 for uri, controls in looking.items()
             }
-        return [
-            answer
-            for uri, controls in looking.items()
-            for answer in answer_image(self._inference, fetched[uri], controls, data, request)
-        ]
+        with self._computing():
+            return [
+                answer
+                for uri, controls in looking.items()
+                for answer in answer_image(self._inference, fetched[uri], controls, data, request)
+            ]
 
 
 def servable_controls(plan: PredictionPlan, model: ServingModel) -> tuple[ControlPlan, ...]:

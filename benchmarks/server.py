@@ -26,16 +26,15 @@ def running_backend(checkpoint: str, **variables: str) -> Iterator[tuple[httpx.C
     """A backend that has loaded its checkpoint, and a client for it; `variables` are more of its environment."""
     with tempfile.TemporaryDirectory() as folder, Supervisor(Path(folder) / "logs") as supervisor:
         port = free_port()
-        environment = child_environment(
-            ("VLM_DEVICE", "VLM_DTYPE"),
-            VLM_CHECKPOINT=checkpoint,
-            VLM_DATA_DIR=f"{folder}/data",
-            VLM_HOST="127.0.0.1",
-            PORT=str(port),
+        own = {
+            "VLM_CHECKPOINT": checkpoint,
+            "VLM_DATA_DIR": f"{folder}/data",
+            "VLM_HOST": "127.0.0.1",
+            "PORT": str(port),
             # The code beside this file, whatever is installed.
-            PYTHONPATH=os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
-            **variables,
-        )
+            "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        }
+        environment = child_environment(("VLM_DEVICE", "VLM_DTYPE"), **own | variables)
         argv = [sys.executable, "-m", "backend.cli", "serve"]
         child = supervisor.start("backend", argv, env=environment, cwd=Path(folder), remedy="See its log.")
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=120.0, trust_env=False) as client:

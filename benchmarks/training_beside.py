@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import sys
 import tempfile
 import time
@@ -76,8 +77,8 @@ def main() -> None:
     alone: list[float] = []
     beside: list[float] = []
     with (
-        running_backend(checkpoint, VLM_DEVICE=arguments.device) as (client, _),
         tempfile.TemporaryDirectory() as folder,
+        running_backend(checkpoint, VLM_DEVICE=arguments.device, VLM_DATA_DIR=folder) as (client, _),
         serve(scenes_project(arguments.scenes)) as label_studio,
         private_redis(Path(folder)) as connection,
     ):
@@ -88,7 +89,7 @@ def main() -> None:
             seed = 6_000_000 + 10_000 * turn
             alone += ask(client, seed)
             queue.request_training(PROJECT, reason=START_TRAINING)
-            own = {"VLM_TRAIN_RECIPE": "", "OMP_NUM_THREADS": "", "VLM_DEVICE": arguments.device}
+            own = {"VLM_TRAIN_RECIPE": "", "OMP_NUM_THREADS": str(os.cpu_count()), "VLM_DEVICE": arguments.device}
             worker = start_worker(settings, label_studio.url, **own)
             try:
                 wait_for(lambda: _phase(queue).startswith(LEARNING))

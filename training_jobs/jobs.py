@@ -25,6 +25,7 @@ from backend.label_studio.task_filter import parse_choice
 from backend.logs import error_text
 from backend.prelabel_queue import PrelabelQueue, PrelabelRequest
 from backend.queue import TrainingQueue, save_progress
+from backend.right_of_way import GiveWay
 from backend.settings import Settings, SettingsError, load_settings
 from backend.versions import VersionError, VersionStore
 from training_jobs.errors import GivenUpError
@@ -143,7 +144,7 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
                 fetcher=fetcher,
                 token=token,
                 forced=forced,
-                report=_Reporter(job, lock.check),
+                report=_Reporter(job, lock.check, GiveWay(settings.data_dir)),
             )
         if result.outcome == "published" and result.version is not None:
             _announce(queue, project_id, result.version)
@@ -201,10 +202,14 @@ def _prune(settings: Settings, store: VersionStore, project_id: int) -> None:
 
 
 class _Reporter:
-    """Notes progress in the job about once a second; gives up when the lock is lost, ends when the worker is gone."""
+    """Notes progress in the job about once a second; gives up when the lock is lost, ends when the worker is gone.
 
-    def __init__(self, job: Job, check: Callable[[], None]) -> None:
+    Called between steps, it is also where the training gives way to predictions.
+    """
+
+    def __init__(self, job: Job, check: Callable[[], None], give_way: Callable[[], None]) -> None:
         self._job = job
+        self._give_way = give_way
         self._check = check
         self._worker = os.getppid()
         self._phase = ""
@@ -219,6 +224,7 @@ class _Reporter:
             logging.shutdown()
             os._exit(_WORKER_GONE)
         self._check()
+        self._give_way()
         now = time.monotonic()
         if phase == self._phase and now < self._next:
             return

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from backend.api import routes
 from backend.api.schemas import PredictRequest, parse
+from backend.right_of_way import GiveWay
 from tests.backend.serving import CONFIG, Server, serving, until
 
 
@@ -579,3 +580,29 @@ def test_what_the_quick_reader_refuses_is_read_all_the_same() -> None:
     with pytest.raises(ValidationError):
         PredictRequest.model_validate_json(text)
     assert parse(PredictRequest, text.encode()).tasks == [{"data": {"image": "half \ud800"}}]
+
+
+# Trainings --------------------------------------------------------------------------------------------------
+
+
+def test_trainings_wait_while_an_answer_is_computed_and_not_after(server: Server, tmp_path: Path) -> None:
+    now = 0.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    give_way = GiveWay(tmp_path, clock=lambda: now, sleep=sleep)
+
+    def waits() -> float:
+        sleep(1.0)  # of work
+        began = now
+        give_way()
+        return now - began
+
+    found: list[float] = []
+    server.ready().model.on_encode = lambda: found.append(waits())
+    (item,) = server.predict("squares").json()["results"]
+    assert item["result"]
+    assert found == [pytest.approx(2.0, abs=0.1)]  # as long as a training may be held up
+    assert waits() == 0.0

@@ -30,6 +30,7 @@ from backend.version_commands import versions_report
 from backend.versions import BaseCheckpoint, ManifestDraft, RecipeRecord, VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio, brush, corrected_project, picture, serve
 from tests.jobs.prelabelled import PrelabelLabelStudio
+from training_jobs.jobs import _Reporter
 
 
 @pytest.fixture
@@ -384,6 +385,15 @@ def test_a_training_that_was_asked_for_is_still_one_after_its_process_was_killed
         start_worker(settings, label_studio.url, "--burst", before=before, MARK=str(tmp_path / "mark")).wait(120) == 0
     )
     assert JobHistory(settings.data_dir).list(7)[0].outcome == "not better"  # and not "nothing new"
+
+
+def test_a_training_gives_way_at_every_step(connection: redis.Redis) -> None:
+    said: list[str] = []
+    job = Job.create(print, connection=connection, serializer=JSONSerializer)
+    reporter = _Reporter(job, lambda: said.append("lock"), lambda: said.append("way"))
+    for _ in range(3):
+        reporter("learning", 0.5, None)
+    assert said == ["lock", "way"] * 3
 
 
 FULL_DISK = """
