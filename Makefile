@@ -53,8 +53,10 @@ test: lint ## everything: lint, fast tests, then the real Label Studio
 	@$(MAKE) --no-print-directory test-fast
 	@$(MAKE) --no-print-directory test-e2e
 
+# Processes beside each other, each with one thread: two threads of each of two would wait for one another. They take
+# half a gigabyte each, so more than four are not started by themselves.
 test-fast: venv ## tests that need no Label Studio
-	$(BIN)/pytest -m "not e2e" $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m "not e2e" -n auto --maxprocesses 4 --dist worksteal $(PYTEST_ARGS)
 
 test-e2e: venv venv-label-studio ## tests on a real Label Studio, a real Redis and a worker
 	VLM_TEST_LABEL_STUDIO=$(abspath $(LABEL_STUDIO_VENV))/bin/label-studio $(BIN)/pytest -m e2e $(PYTEST_ARGS)

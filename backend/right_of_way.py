@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import hashlib
 import logging
+import math
 import os
 import platform
 import threading
@@ -52,22 +53,24 @@ class RightOfWay:
         self._lock = threading.Lock()
         self._answers = 0
         self._descriptor: int | None = None
-        self._failed = False
+        self._held = self._failed = False
 
     @contextlib.contextmanager
     def answering(self) -> Iterator[None]:
         """While an answer is computed; several may be at the same time."""
         with self._lock:
             self._answers += 1
-            if self._answers == 1:
+            if not self._held:
                 self._hold()
         try:
             yield
         finally:
             with self._lock:
                 self._answers -= 1
-                if self._answers == 0 and self._descriptor is not None:
-                    fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+                if self._answers == 0 and self._held and self._descriptor is not None:
+                    self._held = False
+                    with contextlib.suppress(OSError):
+                        fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def _hold(self) -> None:
         if self._failed:
@@ -77,7 +80,8 @@ class RightOfWay:
                 self._path.parent.mkdir(parents=True, exist_ok=True)
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:  # a training looks at this very moment
+            self._held = True
+        except BlockingIOError:  # a training looks at this very moment: the next answer tries again
             return
         except OSError as error:
             log.warning("trainings will not give way to predictions: %s: %s", self._path.name, error.strerror)
@@ -87,13 +91,15 @@ class RightOfWay:
 class GiveWay:
     """The training's side: called between steps, it waits while answers are computed.
 
-    Never longer than `MOST_WAITING` of all the time allows, so that it goes on beside a server that is never idle.
+    Never longer than `MOST_WAITING` of all the time allows, so that it goes on beside a server that is never idle, and
+    never longer in all than it is told.
     """
 
     def __init__(
         self,
         data_dir: Path,
         *,
+        most_s: float = math.inf,
         clock: Callable[[], float] = time.monotonic,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
@@ -101,11 +107,12 @@ class GiveWay:
 
         Args:
             data_dir: that the server has too.
+            most_s: in all, for a job that is given a limited time.
             clock, sleep: for tests.
         """
         self._path = _lock_path(data_dir)
         self._clock, self._sleep = clock, sleep
-        self._allowed_s = 0.0
+        self._allowed_s, self._left_s = 0.0, most_s
         self._since = clock()
 
     def __call__(self) -> None:
@@ -119,12 +126,13 @@ class GiveWay:
             self._since = began
             return
         try:
-            while self._clock() - began < self._allowed_s and _somebody_answers(descriptor):
+            while self._clock() - began < min(self._allowed_s, self._left_s) and _somebody_answers(descriptor):
                 self._sleep(_LOOK_EVERY_S)
         finally:
             os.close(descriptor)
         self._since = self._clock()
         self._allowed_s -= self._since - began
+        self._left_s -= self._since - began
 
 
 def _somebody_answers(descriptor: int) -> bool:

@@ -103,8 +103,8 @@ def run(count: int, seed: int, config: RecipeConfig, cache: Path) -> dict[str, A
     )
     learned = climb.learn()
     learned_s = time.monotonic() - began - encoded_s
-    verdict = judge(compare(project, held_out, learned))
-    scores = compare(project, [corrected(TEST_SEED + index) for index in range(TEST_SCENES)], learned)
+    verdict = judge(compare(project, held_out, learned, lambda: None))
+    scores = compare(project, [corrected(TEST_SEED + index) for index in range(TEST_SCENES)], learned, lambda: None)
     return {
         "corrections": count,
         "seed": seed,

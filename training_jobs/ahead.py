@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
-def ahead(work: Iterable[Callable[[], T]], threads: int) -> Iterator[T]:
-    """What each piece of work gives, in their order.
+def ahead(work: Iterable[Callable[[], T]], threads: int) -> Generator[T, None, None]:
+    """What each piece of work gives, in their order. Close it where not all is taken: then no thread is left.
 
     Args:
         work: pieces that do not depend on each other; only some are begun before their result is taken, so that the

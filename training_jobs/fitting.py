@@ -6,7 +6,8 @@ Both need what is fixed while one training runs: `Project`.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
@@ -23,7 +24,7 @@ from training_jobs.promote import Score
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable
 from training_jobs.scoring import See, score_image
-from training_jobs.views import View, coverage, make_view, speak_of_places
+from training_jobs.views import coverage, make_view, speak_of_places
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.model import Model
 from vlm_core.types import ImageFeatures
@@ -86,30 +87,30 @@ def encode_examples(
     views = project.config.decoder.views(len(images))
     geometry = not speak_of_places(phrases)
     upsampling = project.decoder.config.upsampling
+    threads = _THREADS_BESIDE_A_GPU if project.model.device.type == "cuda" else 1
 
-    def seen(image: CorrectedImage) -> Iterator[Callable[[], tuple[ImageFeatures, NDArray[np.uint8]]]]:
-        """Each of an image's views, encoded, and what of each cell is covered by each label."""
+    def look(number: int) -> Example:
+        """One image: opened and its masks unpacked for as long as its views are made."""
+        image = images[number]
         masks = [image.mask(label.name) for label in image.labels]
-        opened = functools.cache(image.open)  # once for all of its views
-
-        def look(view: View) -> tuple[ImageFeatures, NDArray[np.uint8]]:
+        opened = functools.cache(image.open)
+        seen: list[ImageFeatures] = []
+        targets: list[NDArray[np.uint8]] = []
+        for position in range(views):
+            if threads == 1:
+                progress((number + position / views) / len(images))
+            view = make_view(image.sha256, position, geometry=geometry)
             encoded = project.features.get(image.sha256, view, opened)
             grid = (encoded.grid_hw[0] * upsampling, encoded.grid_hw[1] * upsampling)
-            return encoded, np.stack([coverage(view.mask(mask), grid) for mask in masks])
+            seen.append(encoded)
+            targets.append(np.stack([coverage(view.mask(mask), grid) for mask in masks]))
+        return Example(image.sha256, tuple(seen), tuple(index[label.name] for label in image.labels), tuple(targets))
 
-        for position in range(views):
-            yield functools.partial(look, make_view(image.sha256, position, geometry=geometry))
-
-    work = (piece for image in images for piece in seen(image))
-    found: list[tuple[ImageFeatures, NDArray[np.uint8]]] = []
-    progress(0.0)
-    for result in ahead(work, _THREADS_BESIDE_A_GPU if project.model.device.type == "cuda" else 1):
-        found.append(result)
-        progress(len(found) / (views * len(images)))
-    examples = []
-    for number, image in enumerate(images):
-        encoded, targets = zip(*found[number * views : (number + 1) * views], strict=True)
-        examples.append(Example(image.sha256, encoded, tuple(index[label.name] for label in image.labels), targets))
+    examples: list[Example] = []
+    with closing(ahead((functools.partial(look, number) for number in range(len(images))), threads)) as looked:
+        for example in looked:
+            examples.append(example)
+            progress(len(examples) / len(images))
     return examples, PromptTable(conditions, groups)
 
 
@@ -127,23 +128,37 @@ def compare_by_folds(
     project: Project,
     folds: Sequence[tuple[frozenset[str], Learned]],
     images: Sequence[CorrectedImage],
+    alive: Callable[[], None],
     see: See | None = None,
 ) -> list[Score]:
-    """Score images each with what was learned without them; see `Climb.by_folds`. `see`: for who looks at the masks."""
+    """Score images each with what was learned without them; see `Climb.by_folds`. Other arguments as of `compare`."""
     scores: list[Score] = []
     for asked, learned in folds:
-        scores += compare(project, [image for image in images if image.sha256 in asked], learned, see)
+        scores += compare(project, [image for image in images if image.sha256 in asked], learned, alive, see)
     return scores
 
 
 def compare(
-    project: Project, images: Sequence[CorrectedImage], learned: Learned, see: See | None = None
+    project: Project,
+    images: Sequence[CorrectedImage],
+    learned: Learned,
+    alive: Callable[[], None],
+    see: See | None = None,
 ) -> list[Score]:
-    """Score the serving version and what was learned on images that neither has learned from."""
+    """Score the serving version and what was learned on images that neither has learned from.
+
+    Args:
+        project: what is fixed.
+        images: to look at.
+        learned: what is compared with what serves.
+        alive: called before each image; may raise to give up.
+        see: for who looks at the masks.
+    """
     old = project.serving
     new = project.model.with_learned(learned.state), learned.cuts
     found = []
     for image in images:
+        alive()
         view = make_view(image.sha256, 0, geometry=False)
         found += score_image(image, project.features.get(image.sha256, view, image.open), old, new, see)
     return found

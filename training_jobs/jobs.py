@@ -137,6 +137,7 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
         else:
             token = job.meta["token"] = store.next_token(project_id)
             job.save_meta()
+            give_way = GiveWay(settings.data_dir, most_s=_MOST_GIVEN_AWAY * settings.train_timeout_s)
             result = train_version(
                 project_id,
                 settings,
@@ -144,7 +145,7 @@ def _train(project_id: int, job: Job) -> dict[str, Any]:
                 fetcher=fetcher,
                 token=token,
                 forced=forced,
-                report=_Reporter(job, lock.check, GiveWay(settings.data_dir)),
+                report=_Reporter(job, lock.check, give_way),
             )
         if result.outcome == "published" and result.version is not None:
             _announce(queue, project_id, result.version)
@@ -199,6 +200,10 @@ def _prune(settings: Settings, store: VersionStore, project_id: int) -> None:
         return
     if gone:
         log.info("project=%d old versions are removed: %s", project_id, ", ".join(map(str, gone)))
+
+
+_MOST_GIVEN_AWAY = 0.25
+"""Of the time that a training has at most: what it gives to predictions must not be why it runs out."""
 
 
 class _Reporter:

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -180,6 +180,7 @@ class Climb:
         """
         found: dict[int, list[float]] = {}
         for example in self._examples:
+            self._work.alive("looking at the labels")
             for label, logits, target in _answers(self._start, example, self._prompts, set(self._all)):
                 predicted, true = logits >= 0, target >= 128
                 if true.any():
@@ -285,19 +286,20 @@ class Climb:
     def _ask(self, tables: Sequence[Tensor], states: Sequence[State], labels: Sequence[int]) -> Told:
         """What each fold's images say of its model."""
         told: Told = {label: [[] for _ in self._folds] for label in labels}
+        wanted = set(labels)
+        if not wanted:
+            return told
         threads = min(_MOST_THREADS, torch.get_num_threads())
         decoder = copy.deepcopy(self._start).float()
         for number, (fold, table, state) in enumerate(zip(self._folds, tables, states, strict=True)):
             decoder.load_state_dict(state)
             prompts = replace(self._prompts, conditions=table)
-            wanted = set(labels)
-            answers = (
-                answer for example in fold.asked if wanted for answer in _answers(decoder, example, prompts, wanted)
-            )
-            for label, tally in ahead((partial(_tally, *answer) for answer in answers), threads):
-                self._work.alive()
-                if tally is not None:
-                    told[label][number].append(tally)
+            answers = (answer for example in fold.asked for answer in _answers(decoder, example, prompts, wanted))
+            with closing(ahead((partial(_tally, *answer) for answer in answers), threads)) as tallies:
+                for label, tally in tallies:
+                    self._work.alive()
+                    if tally is not None:
+                        told[label][number].append(tally)
         return told
 
     def _cuts(self, told: Told, without: int | None = None) -> dict[int, Calibration]:
@@ -464,6 +466,6 @@ class _Work:
         """Say that all is done: what did not pay was not trained to the end."""
         self._tick("choosing", 1.0, None)
 
-    def alive(self) -> None:
+    def alive(self, phase: str = "choosing") -> None:
         """Say that it goes on, between fits."""
-        self._tick("choosing", min(1.0, self._done / self._total), None)
+        self._tick(phase, min(1.0, self._done / self._total), None)

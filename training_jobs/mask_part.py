@@ -55,8 +55,12 @@ def learn_masks(
     )
     learned = climb.learn()
     progress("comparing", 0.99, None)
-    scores: list[Score] = [] if enough else compare_by_folds(project, climb.by_folds(), new, see)
-    scores += compare(project, held_out, learned, see)
+
+    def alive() -> None:
+        progress("comparing", 0.99, None)
+
+    scores: list[Score] = [] if enough else compare_by_folds(project, climb.by_folds(), new, alive, see)
+    scores += compare(project, held_out, learned, alive, see)
     return Part(
         name="masks",
         state=learned.state,

@@ -27,7 +27,7 @@ def memory_short(error: Exception) -> MemoryShortError:
 
 @contextmanager
 def short_memory_told() -> Iterator[None]:
-    """For work that has nothing to divide: encoding, which goes image by image, the optimiser, loading a model.
+    """For work that has nothing to divide: encoding, of a few images at a time, the optimiser, loading a model.
 
     Raises:
         MemoryShortError: memory was short inside.

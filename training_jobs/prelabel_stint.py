@@ -12,11 +12,10 @@ import contextlib
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, TypeVar
+from typing import Any
 
 import redis
 from redis.exceptions import LockError
@@ -32,6 +31,7 @@ from backend.prelabel_ledger import Ledger
 from backend.prelabel_queue import SHARD, PrelabelQueue
 from backend.settings import Settings
 from backend.versions import VersionStore
+from training_jobs.ahead import ahead
 from training_jobs.errors import CannotPrelabelError
 from training_jobs.prelabel_writer import Item, PredictionWriter
 
@@ -43,8 +43,8 @@ STINT_S = 300.0
 _LOAD_S = 1800.0
 _CHUNK = 32
 """Tasks in one call of the predictor."""
-_AHEAD = 4
-"""Calls of the predictor that may have been begun before the oldest one's predictions are imported."""
+_CALLS = 2
+"""Of the predictor at the same time; twice as many may have been begun before the oldest one's are imported."""
 _CHUNK_S = 600.0
 _CONFIG_AGE_S = 30.0
 """A labelling config that was changed counts from then on."""
@@ -52,8 +52,6 @@ _IMPORT_S = 60
 """After which the turn of a job that was killed during its import ends."""
 
 Task = Mapping[str, Any]
-T = TypeVar("T")
-R = TypeVar("R")
 
 
 class Serving:
@@ -201,8 +199,9 @@ class _Stint:
     def work(self) -> None:
         """Predict and write, until nothing can be done now or the time is up."""
         try:
-            with _renewed(self._ledger, self._owner), ThreadPoolExecutor(2, thread_name_prefix="predict") as pool:
-                for version, items in _ahead(pool, self._predict, self._chunks(), _AHEAD):
+            calls = (partial(self._predict, tasks) for tasks in self._chunks())
+            with _renewed(self._ledger, self._owner), contextlib.closing(ahead(calls, _CALLS)) as answered:
+                for version, items in answered:
                     self._writer.add(version, items)
                 self._writer.flush()
         finally:
@@ -240,21 +239,6 @@ class _Stint:
             self._config = str(self._client.project(self._project_id)["label_config"])
             self._config_ends_at = time.monotonic() + _CONFIG_AGE_S
         return self._serving.version(self._project_id, self._config)
-
-
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """Results in order, with so many calls begun ahead of the one that is asked for."""
-    begun: deque[Future[R]] = deque()
-    try:
-        for item in items:
-            begun.append(pool.submit(work, item))
-            if len(begun) > most:
-                yield begun.popleft().result()
-        while begun:
-            yield begun.popleft().result()
-    finally:
-        for future in begun:
-            future.cancel()
 
 
 @contextlib.contextmanager

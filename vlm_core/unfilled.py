@@ -14,7 +14,7 @@ puts its own in place of them while it builds a model."""
 
 
 class Unfilled(TorchFunctionMode):
-    """A context in which tensors are filled with zeros where it would be with random numbers.
+    """A context in which weights are filled with zeros where `torch.nn.init` would draw them.
 
     Zeros and not what memory holds: some initialisers draw again until what they draw is within bounds.
 

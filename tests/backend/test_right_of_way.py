@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -138,6 +140,49 @@ def test_a_directory_that_cannot_be_written_costs_an_answer_nothing(
             pass
     assert caplog.text.count("will not give way") == 1
     GiveWay(tmp_path)()
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
+def test_a_file_system_without_locks_costs_an_answer_nothing(
+    tmp_path: Path, number: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(descriptor: int, operation: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    server = RightOfWay(tmp_path)
+    for _ in range(3):
+        with server.answering():
+            pass
+    assert caplog.text.count("will not give way") == 1
+    GiveWay(tmp_path)()
+
+
+def test_a_server_that_met_a_training_looking_holds_the_lock_with_its_next_answer(tmp_path: Path, clock: Clock) -> None:
+    server, give_way = RightOfWay(tmp_path), GiveWay(tmp_path, clock=clock, sleep=clock.sleep)
+    with server.answering():
+        pass
+    (path,) = (tmp_path / "locks").iterdir()
+    first = contextlib.ExitStack()
+    with path.open() as looking:
+        fcntl.flock(looking, fcntl.LOCK_EX)
+        first.enter_context(server.answering())
+    clock.work(1.0)
+    give_way()
+    assert clock.slept == 0.0
+    with server.answering():  # the first one still lasts
+        give_way()
+        assert clock.slept > 0.0
+    first.close()
+
+
+def test_a_job_with_little_time_is_held_up_for_a_part_of_it(tmp_path: Path, clock: Clock) -> None:
+    give_way = GiveWay(tmp_path, most_s=3.0, clock=clock, sleep=clock.sleep)
+    with RightOfWay(tmp_path).answering():
+        for _ in range(100):
+            clock.work(1.0)
+            give_way()
+    assert clock.slept == pytest.approx(3.0, abs=0.02)
 
 
 def test_machines_that_share_a_directory_do_not_wait_for_each_other(

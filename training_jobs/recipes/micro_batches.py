@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from backend.failures import is_out_of_memory
+from backend.logs import error_text
 from training_jobs.memory import memory_short
 from training_jobs.recipes.batch import Batch
 
@@ -29,10 +30,12 @@ class MicroBatches:
 
     Attributes:
         most: images at once; None: as many as a batch has.
+        records: whether a GPU's steps are recorded; once that failed they are not.
     """
 
     def __init__(self) -> None:
         self.most: int | None = None
+        self.records = True
 
     def backward(self, images: int, loss_of: Callable[[slice], Tensor], forget: Callable[[], None]) -> float:
         """Compute the gradients of one batch's loss, summed over its parts.
@@ -59,17 +62,14 @@ class MicroBatches:
                     raise
                 if size == 1:
                     raise memory_short(error) from error
-            self.fewer_than(size)
-
-    def fewer_than(self, size: int) -> None:
-        """Take half as many at once from here on, at least one; call it where the error's tensors are gone."""
-        torch.cuda.empty_cache()
-        self.most = max(1, size // 2)
-        log.warning(
-            "memory is short for %d images at once: from here on %d, which takes longer and learns the same",
-            size,
-            self.most,
-        )
+            # Only here, where the error and with it the tensors of its frames are gone.
+            torch.cuda.empty_cache()
+            self.most = size // 2
+            log.warning(
+                "memory is short for %d images at once: from here on %d, which takes longer and learns the same",
+                size,
+                self.most,
+            )
 
 
 class Backward:
@@ -77,7 +77,7 @@ class Backward:
 
     On a GPU the steps of a fit are a few hundred small kernels each, the same ones every time, and starting them takes
     longer than running them. So they are recorded once and replayed for each batch (CUDA graphs:
-    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), unless memory is short for a whole batch.
+    https://docs.pytorch.org/docs/stable/notes/cuda.html#cuda-graphs), unless that cannot be done.
     """
 
     def __init__(
@@ -103,14 +103,16 @@ class Backward:
         Raises:
             MemoryShortError: memory is short even for one image at a time.
         """
-        if batch.target.is_cuda and self._parts.most is None:
+        if batch.target.is_cuda and self._parts.records and self._parts.most is None:
             try:
-                self._recorded = self._recorded or _Recorded(batch, self._loss_of, self._forget)
-                return self._recorded(batch)
+                with torch.cuda.device(batch.target.device):  # what records and replays means the current one
+                    self._recorded = self._recorded or _Recorded(batch, self._loss_of, self._forget)
+                    return self._recorded(batch)
             except Exception as error:
-                if not is_out_of_memory(error):
-                    raise
-            self._parts.fewer_than(len(batch))
+                # Graphs need memory that torch does not count, and run out of it in several ways. What is really wrong
+                # with a step is said again by the same step as it is.
+                log.warning("steps are not recorded, which takes longer and learns the same: %s", error_text(error))
+            self._parts.records = False
         self._recorded = None
         return self._parts.backward(len(batch), lambda part: self._loss_of(batch, part), self._forget)
 

@@ -56,7 +56,7 @@ def count_parts(
         true: (h, w), what should be inside.
         scales: (S,), what the logits are multiplied with to have probabilities: the inverse temperatures. A part stays
             where the mean of its pixels' probabilities is at least one of `least_means`.
-        levels: (L,), rising, at most 127.
+        levels: (L,), rising.
         least_means: (M,), rising.
 
     Returns:

@@ -14,7 +14,7 @@ from training_jobs.recipes.finetune_decoder import Example
 from vlm_core.types import ImageFeatures
 
 _MOST = 0.25
-"""Of the memory that this process may take: the steps need the rest."""
+"""Of the memory that is free now and that this process may take: the steps need the rest."""
 
 
 def resident(examples: Sequence[Example], device: torch.device) -> list[Example]:
@@ -26,8 +26,8 @@ def resident(examples: Sequence[Example], device: torch.device) -> list[Example]
     """
     if device.type != "cuda":
         return list(examples)
-    whole = torch.cuda.get_device_properties(device).total_memory
-    room = _MOST * torch.cuda.get_per_process_memory_fraction(device) * whole
+    free, whole = torch.cuda.mem_get_info(device)
+    room = _MOST * min(free, torch.cuda.get_per_process_memory_fraction(device) * whole)
     found = []
     for example in examples:
         room -= sum(tap.nbytes for view in example.views for tap in view.taps)

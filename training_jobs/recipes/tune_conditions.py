@@ -110,7 +110,8 @@ def tune(
         loss = backward(batch)
         optimiser.step()
         schedule.step()
-        batch = batches.draw()  # while a GPU still computes
+        if step < config.steps:
+            batch = batches.draw()  # while a GPU still computes
         tick(step / config.steps, float(loss))
     learned = start.clone()
     learned[rows] += size * moved.detach()
