@@ -36,7 +36,7 @@ def cached_step(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
         about = range(labels)
         fits: dict[str, Callable[[Tick], object]] = {
             "conditions": lambda tick, e=examples, p=prompts, a=about: tune(decoder, e, p, a, conditions, config, tick),
-            "decoder": lambda tick, e=examples, p=prompts: fit(decoder, e, p, config, (STEPS,), tick),
+            "decoder": lambda tick, e=examples, p=prompts: fit(decoder, e, p, config, tick),
         }
         for name, learn in fits.items():
             steps, whole = [], []

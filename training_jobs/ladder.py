@@ -254,13 +254,12 @@ class Climb:
 
     # --- decoder -------------------------------------------------------------------------------------------
     def _fit(self, examples: Sequence[Example], table: Tensor, phase: str) -> State:
-        steps = self._config.decoder.steps
         tick = self._work.begin(phase, "decoder")
         prompts = replace(self._prompts, conditions=table)
         config = self._config.decoder
 
         def fit() -> State:
-            return finetune_decoder.fit(self._start, examples, prompts, config, (steps,), tick, self._parts)[steps]
+            return finetune_decoder.fit(self._start, examples, prompts, config, tick, self._parts)
 
         return self._once(phase, fit)
 

@@ -136,7 +136,7 @@ def learn(model: Model, parts: MicroBatches | None = None) -> tuple[dict[str, to
 
     examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
     conditions = tune(model.decoder, examples, prompts, [2], ConditionsConfig(steps=20), SHORT, tick, parts)
-    state = fit(model.decoder, examples, prompts, SHORT, (20,), tick, parts)[20]
+    state = fit(model.decoder, examples, prompts, SHORT, tick, parts)
     return {**state, "conditions": conditions}, losses
 
 
@@ -185,7 +185,7 @@ def test_a_gpu_without_any_room_is_told_with_the_remedy(gpu: Model, all_memory: 
     assert hoard
     assert gpu.decoder is not None
     with pytest.raises(MemoryShortError, match="VLM_GPU_MEMORY_FRACTION"), short_memory_told():
-        fit(gpu.decoder, examples, prompts, SHORT, (20,), lambda share, loss: None)
+        fit(gpu.decoder, examples, prompts, SHORT, lambda share, loss: None)
 
 
 def filled() -> list[torch.Tensor]:

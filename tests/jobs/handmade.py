@@ -15,6 +15,10 @@ GRID = (4, 4)
 QUICK = FinetuneConfig(steps=60, learning_rate=2e-2, body_rate=1.0, hold=0.0, pull=0.0, threads=1)
 
 
+def for_steps(config: FinetuneConfig, steps: int) -> FinetuneConfig:
+    return config.model_copy(update={"steps": steps})
+
+
 def make_decoder(seed: int = 0) -> CLIPSegDecoder:
     torch.manual_seed(seed)
     config = DecoderConfig(

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from tests.jobs.handmade import QUICK, examples, make_decoder, prompts
+from tests.jobs.handmade import QUICK, examples, for_steps, make_decoder, prompts
 from training_jobs.recipes.finetune_decoder import (
     FinetuneConfig,
     _Hold,
@@ -34,7 +34,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_a_strong_pull_stays_near_the_start(start: CLIPSegDecoder) -> None:
     def moved(pull: float) -> float:
         config = QUICK.model_copy(update={"pull": pull})
-        state = fit(start, examples(range(6)), prompts(), config, (40,), lambda share, loss: None)[40]
+        state = fit(start, examples(range(6)), prompts(), for_steps(config, 40), lambda share, loss: None)
         return sum(float((state[name] - value).square().sum()) for name, value in start.state_dict().items())
 
     assert moved(1000.0) < 0.2 * moved(0.0)
@@ -42,7 +42,7 @@ def test_a_strong_pull_stays_near_the_start(start: CLIPSegDecoder) -> None:
 
 def test_with_no_body_rate_film_alone_learns(start: CLIPSegDecoder) -> None:
     config = QUICK.model_copy(update={"body_rate": 0.0})
-    state = fit(start, examples(range(6)), prompts(), config, (10,), lambda share, loss: None)[10]
+    state = fit(start, examples(range(6)), prompts(), for_steps(config, 10), lambda share, loss: None)
     changed = {name for name, value in start.state_dict().items() if not torch.equal(value, state[name])}
     assert changed == {"film_mul.weight", "film_mul.bias", "film_add.weight", "film_add.bias"}
 
@@ -70,15 +70,15 @@ def test_what_is_known_moves_less_with_the_hold(start: CLIPSegDecoder) -> None:
     only_first = [
         replace(item, labels=(0,), targets=tuple(t[:1] for t in item.targets)) for item in examples(range(16))
     ]
-    start.load_state_dict(fit(start, only_first, prompts(), QUICK, (30,), lambda share, loss: None)[30])
+    start.load_state_dict(fit(start, only_first, prompts(), for_steps(QUICK, 30), lambda share, loss: None))
     known = quality(start, examples(range(16)), prompts())
     assert known[0] > 0.6 > known[1]
 
     def moved(hold: float) -> float:
         """How much the probabilities of the known phrase change on other images of the same kind."""
-        config = QUICK.model_copy(update={"hold": hold, "learning_rate": 5e-3})
+        config = for_steps(QUICK.model_copy(update={"hold": hold, "learning_rate": 5e-3}), 30)
         decoder = make_decoder()
-        decoder.load_state_dict(fit(start, examples(range(16)), prompts(), config, (30,), lambda share, loss: None)[30])
+        decoder.load_state_dict(fit(start, examples(range(16)), prompts(), config, lambda share, loss: None))
         changes = []
         for item in examples(range(100, 110)):
             view = item.views[0]

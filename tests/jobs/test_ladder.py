@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from backend.decoding import decode_label
-from tests.jobs.handmade import QUICK, examples, make_decoder
+from tests.jobs.handmade import QUICK, examples, for_steps, make_decoder
 from training_jobs.ladder import AS_CONFIGURED, MEAN, Climb, Labels, Learned
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, fit
@@ -53,7 +53,7 @@ def taught() -> CLIPSegDecoder:
     """A decoder that knows both labels under the conditions 3 and 4, and no other phrase."""
     decoder = make_decoder()
     known = PromptTable(torch.eye(5)[[3, 4]] * 2, ((0,), (1,)))
-    decoder.load_state_dict(fit(decoder, examples(range(40)), known, QUICK, (200,), lambda share, loss: None)[200])
+    decoder.load_state_dict(fit(decoder, examples(range(40)), known, for_steps(QUICK, 200), lambda share, loss: None))
     return decoder
 
 
@@ -135,7 +135,7 @@ def test_the_decoder_learns_where_there_are_enough_images_and_it_pays() -> None:
 def test_of_several_phrases_their_mean_is_tried() -> None:
     start = make_decoder()
     known = PromptTable(torch.eye(5)[[0, 1]] * 2, ((0,), (1,)))
-    start.load_state_dict(fit(start, examples(range(40)), known, QUICK, (400,), lambda share, loss: None)[400])
+    start.load_state_dict(fit(start, examples(range(40)), known, for_steps(QUICK, 400), lambda share, loss: None))
     away = torch.eye(5)[2] * 20
     table = PromptTable(
         torch.stack([torch.eye(5)[0] * 2, torch.eye(5)[1] * 2 + away, torch.eye(5)[1] * 2 - away]), ((0,), (1, 2))

@@ -15,7 +15,7 @@ from torch import Tensor
 from backend.failures import is_out_of_memory
 from backend.settings import Settings
 from backend.versions import VersionStore
-from tests.jobs.handmade import QUICK, examples, make_decoder, prompts
+from tests.jobs.handmade import QUICK, examples, for_steps, make_decoder, prompts
 from tests.jobs.label_studio import corrected_project, serve
 from tests.jobs.one_training import train
 from tests.jobs.test_training import QUICK as WHOLE
@@ -26,7 +26,7 @@ from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.model import Model
 
-HOLDING = FinetuneConfig(batch_images=6, learning_rate=2e-3, hold=30.0, pull=1.0, threads=1)
+HOLDING = FinetuneConfig(steps=8, batch_images=6, learning_rate=2e-3, hold=30.0, pull=1.0, threads=1)
 """All terms of the loss at once."""
 
 Steps = list[float]
@@ -37,7 +37,7 @@ Fit = Callable[[], tuple[dict[str, Tensor], Steps]]
 def taught() -> CLIPSegDecoder:
     """A decoder that marks both labels well enough to be held."""
     decoder = make_decoder()
-    state = fit(decoder, examples(range(8)), prompts(), QUICK, (40,), lambda share, loss: None)[40]
+    state = fit(decoder, examples(range(8)), prompts(), for_steps(QUICK, 40), lambda share, loss: None)
     decoder.load_state_dict(state)
     assert max(quality(decoder, examples(range(8)), prompts())) > 0.6
     return decoder
@@ -45,8 +45,8 @@ def taught() -> CLIPSegDecoder:
 
 def fit_decoder() -> tuple[dict[str, Tensor], Steps]:
     losses: Steps = []
-    states = fit(taught(), examples(range(8)), prompts(), HOLDING, (8,), lambda share, loss: losses.append(loss))
-    return states[8], losses
+    state = fit(taught(), examples(range(8)), prompts(), HOLDING, lambda share, loss: losses.append(loss))
+    return state, losses
 
 
 def fit_conditions() -> tuple[dict[str, Tensor], Steps]:

@@ -40,8 +40,6 @@ _BAD, _GOOD = 0.5, 0.8
 
 State = dict[str, Tensor]
 Share = Annotated[float, Field(gt=0.0, le=1.0)]
-Tick = Callable[[str, float, float], None]
-"""Called after each step with phase, done share (0 to 1) and loss; may raise to give up."""
 
 
 class FinetuneConfig(BaseModel):
@@ -121,23 +119,21 @@ def fit(
     examples: Sequence[Example],
     prompts: PromptTable,
     config: FinetuneConfig,
-    looks: Sequence[int],
     tick: Callable[[float, float], None],
     parts: MicroBatches | None = None,
-) -> dict[int, State]:
-    """Train for max(looks) steps.
+) -> State:
+    """Train for all of the steps.
 
     Args:
         start: where learning starts; not changed.
         examples: at least one.
         prompts: of their labels.
         config: the settings.
-        looks: numbers of steps.
         tick: called after each step with done share (0 to 1) and loss; may raise to give up.
         parts: how batches are computed; None: anew.
 
     Returns:
-        The averaged weights after each number of steps in `looks`, float32 on the CPU.
+        The averaged weights after the last step, float32 on the CPU.
     """
     decoder = copy.deepcopy(start).float().requires_grad_(True)
     device = next(decoder.parameters()).device
@@ -149,7 +145,7 @@ def fit(
     groups: list[dict[str, Any]] = [{"params": film}, {"params": body, "lr": config.learning_rate * config.body_rate}]
     # fused: one kernel for all weights, where a GPU would wait for a thousand small ones.
     optimiser = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=0.0, fused=device.type == "cuda")
-    warmup = max(1, round(config.warmup_share * max(looks)))
+    warmup = max(1, round(config.warmup_share * config.steps))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, lambda step: min(1.0, (step + 1) / warmup))
     generator = np.random.default_rng([config.seed, 17])
     batches = Batches(examples, prompts, config, generator, device)
@@ -169,10 +165,9 @@ def fit(
             loss = loss + weight * config.hold * hold(features, rows, logits)
         return loss
 
-    states: dict[int, State] = {}
     backward = Backward(loss_of, optimiser.zero_grad, parts or MicroBatches())
     batch = batches.draw()
-    for step in range(1, max(looks) + 1):
+    for step in range(1, config.steps + 1):
         loss = backward(batch)
         torch.nn.utils.clip_grad_norm_(decoder.parameters(), config.max_gradient)
         optimiser.step()
@@ -180,12 +175,10 @@ def fit(
         memory = min(config.average, (1 + step) / (10 + step))
         blend = get_ema_multi_avg_fn(memory)  # type: ignore[no-untyped-call]  # torch has no annotation here
         blend(list(average.parameters()), list(decoder.parameters()), step)
-        if step in looks:
-            states[step] = decoder_state(average)
-        if step < max(looks):
+        if step < config.steps:
             batch = batches.draw()  # while a GPU still computes
-        tick(step / max(looks), float(loss))
-    return states
+        tick(step / config.steps, float(loss))
+    return decoder_state(average)
 
 
 def corrections_loss(logits: Tensor, target: Tensor, config: FinetuneConfig, of: Tensor | None = None) -> Tensor:
