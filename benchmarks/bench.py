@@ -68,7 +68,7 @@ def _notes(rows: Sequence[Row]) -> list[str]:
 
     notes = []
     if not torch.cuda.is_available():
-        notes.append("This machine has no GPU: its rows are missing here, and those of one that was lent are in GPU.md.")
+        notes.append("This machine has no GPU: its rows are missing here, and those of another one are in GPU.md.")
     if resolve_dtype("auto", torch.device("cpu")) != torch.bfloat16:
         notes.append(
             "This CPU does not compute in bfloat16: it is emulated, several times slower than float32, and "

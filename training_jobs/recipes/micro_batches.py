@@ -108,7 +108,7 @@ class Backward:
                 with torch.cuda.device(batch.target.device):  # what records and replays means the current one
                     self._recorded = self._recorded or _Recorded(batch, self._loss_of, self._forget)
                     return self._recorded(batch)
-            except Exception as error:
+            except RuntimeError as error:  # all of torch's; a job that is out of time ends with another
                 # Graphs need memory that torch does not count, and run out of it in several ways. What is really wrong
                 # with a step is said again by the same step as it is.
                 log.warning("steps are not recorded, which takes longer and learns the same: %s", error_text(error))
