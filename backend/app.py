@@ -84,7 +84,7 @@ def create_app(
         feature_cache_bytes=settings.feature_cache_bytes,
         feature_files=feature_files(settings),
         metrics=metrics,
-        right_of_way=RightOfWay(settings.data_dir),
+        computing=RightOfWay(settings.data_dir).answering,
     )
     readiness = make_readiness(settings, lambda: store.state, training)
     watch_parts(metrics, readiness)

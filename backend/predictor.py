@@ -15,8 +15,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -38,7 +39,6 @@ from backend.label_studio.interactive_config import MessageBox
 from backend.metrics import Metrics, Times
 from backend.model_store import ModelStore, ModelUnavailableError, ServingModel
 from backend.plans import ExtraParams, PlanCache
-from backend.right_of_way import RightOfWay
 from backend.versions import VersionError
 from vlm_core.errors import VLMError
 
@@ -107,7 +107,7 @@ class Predictor:
         feature_cache_bytes: int = 256 * 1024 * 1024,
         feature_files: DiskCache | None = None,
         metrics: Metrics | None = None,
-        right_of_way: RightOfWay | None = None,
+        computing: Callable[[], AbstractContextManager[None]] = contextlib.nullcontext,
     ) -> None:
         """Starts no thread until the first task.
 
@@ -120,7 +120,7 @@ class Predictor:
             feature_cache_bytes: room in memory for the features of images that were seen lately.
             feature_files: more of them on disk; None: none.
             metrics: where it is counted and timed; default where nobody looks.
-            right_of_way: before trainings on this machine; None: none.
+            computing: entered by each task's thread while its answer is computed; see `backend.right_of_way`.
         """
         self._store = store
         self._images = images
@@ -129,7 +129,7 @@ class Predictor:
         self._window = fetch_threads
         self._pool = ThreadPoolExecutor(fetch_threads, thread_name_prefix="task")
         self._metrics = metrics or Metrics()
-        self._computing = contextlib.nullcontext if right_of_way is None else right_of_way.answering
+        self._computing = computing
         self._inference = Inference(store, FeatureCache(feature_cache_bytes, feature_files), self._metrics)
 
     @property

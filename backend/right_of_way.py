@@ -1,9 +1,10 @@
-"""Trainings give way to predictions on the same machine: somebody waits for those.
+"""Jobs give way to the server's answers on the same machine: somebody waits for those.
 
 Priorities of the kernel do not do it. A training in a container, a service or a terminal of its own has the same share
 of the cores as all of the server's threads together, whatever its niceness; and threads that compute one matrix
 product wait for the slowest of them, so that a request takes not twice as long beside a training but twenty times.
-So the server holds a file lock while it computes an answer, and a training looks at it between its steps.
+So the server holds a file lock while it computes an answer, and jobs look at it: a training between its steps,
+pre-labelling before each task.
 
 The lock is the kernel's: it costs microseconds, reaches all containers of a machine that share the data directory, and
 ends with its process. The file is named after the machine's boot, so that machines that share a directory over a
@@ -27,10 +28,10 @@ from pathlib import Path
 log = logging.getLogger(__name__)
 
 MOST_WAITING = 0.75
-"""Share of its time that a training lets predictions have at most, were they to come without end."""
+"""Share of its time that a job lets answers have at most, were they to be asked for without end."""
 
 _SAVED_UP_S = 2.0
-"""The longest that a training waits at a stretch: that much of the time it let others have is kept in mind."""
+"""The longest that a job waits at a stretch: that much of the time it let others have is kept in mind."""
 _LOOK_EVERY_S = 0.005
 _BOOT = Path("/proc/sys/kernel/random/boot_id")
 
@@ -81,15 +82,15 @@ class RightOfWay:
                 self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
             self._held = True
-        except BlockingIOError:  # a training looks at this very moment: the next answer tries again
+        except BlockingIOError:  # a job looks at this very moment: the next answer tries again
             return
         except OSError as error:
-            log.warning("trainings will not give way to predictions: %s: %s", self._path.name, error.strerror)
+            log.warning("jobs will not give way to predictions: %s: %s", self._path.name, error.strerror)
             self._failed = True
 
 
 class GiveWay:
-    """The training's side: called between steps, it waits while answers are computed.
+    """A job's side: called between two pieces of work, it waits while answers are computed. Safe to share.
 
     Never longer than `MOST_WAITING` of all the time allows, so that it goes on beside a server that is never idle, and
     never longer in all than it is told.
@@ -112,11 +113,22 @@ class GiveWay:
         """
         self._path = _lock_path(data_dir)
         self._clock, self._sleep = clock, sleep
+        self._lock = threading.Lock()
         self._allowed_s, self._left_s = 0.0, most_s
         self._since = clock()
 
     def __call__(self) -> None:
-        """Wait until nobody is being answered, or for as long as this training may be held up."""
+        """Wait until nobody is being answered, or for as long as this job may be held up."""
+        with self._lock:  # who comes meanwhile waits too
+            self._wait()
+
+    @contextlib.contextmanager
+    def first(self) -> Iterator[None]:
+        """Give way, then go on with what is inside."""
+        self()
+        yield
+
+    def _wait(self) -> None:
         began = self._clock()
         earned = (began - self._since) * MOST_WAITING / (1 - MOST_WAITING)
         self._allowed_s = min(_SAVED_UP_S, self._allowed_s + earned)
