@@ -21,7 +21,7 @@ from benchmarks.server import predict_body, tasks
 PAGE = Path(__file__).parent / "serving.md"
 _HEAD = """# The server under load, measured
 
-Written by `python -m benchmarks.webhook`, `benchmarks.clients` and `benchmarks.training_beside`, each its own part.
+Written by `python -m benchmarks.webhook`, `benchmarks.clients` and `benchmarks.beside_jobs`, each its own part.
 One real server process with the demo checkpoint and a real Redis; the clients are processes of their own on the same
 machine, so that they take from the server what they need themselves."""
 
