@@ -1,10 +1,9 @@
-"""Jobs give way to the server's answers on the same machine: somebody waits for those.
+"""Trainings give way to the server's answers on the same machine: somebody waits for those.
 
 Priorities of the kernel do not do it. A training in a container, a service or a terminal of its own has the same share
 of the cores as all of the server's threads together, whatever its niceness; and threads that compute one matrix
 product wait for the slowest of them, so that a request takes not twice as long beside a training but twenty times.
-So the server holds a file lock while it computes an answer, and jobs look at it: a training between its steps,
-pre-labelling before each task.
+So the server holds a file lock while it computes an answer, and a training looks at it between its steps.
 
 The lock is the kernel's: it costs microseconds, reaches all containers of a machine that share the data directory, and
 ends with its process. The file is named after the machine's boot, so that machines that share a directory over a
@@ -90,7 +89,7 @@ class RightOfWay:
 
 
 class GiveWay:
-    """A job's side: called between two pieces of work, it waits while answers are computed. Safe to share.
+    """A job's side: called between two pieces of work, it waits while answers are computed.
 
     Never longer than `MOST_WAITING` of all the time allows, so that it goes on beside a server that is never idle, and
     never longer in all than it is told.
@@ -113,22 +112,11 @@ class GiveWay:
         """
         self._path = _lock_path(data_dir)
         self._clock, self._sleep = clock, sleep
-        self._lock = threading.Lock()
         self._allowed_s, self._left_s = 0.0, most_s
         self._since = clock()
 
     def __call__(self) -> None:
         """Wait until nobody is being answered, or for as long as this job may be held up."""
-        with self._lock:  # who comes meanwhile waits too
-            self._wait()
-
-    @contextlib.contextmanager
-    def first(self) -> Iterator[None]:
-        """Give way, then go on with what is inside."""
-        self()
-        yield
-
-    def _wait(self) -> None:
         began = self._clock()
         earned = (began - self._since) * MOST_WAITING / (1 - MOST_WAITING)
         self._allowed_s = min(_SAVED_UP_S, self._allowed_s + earned)

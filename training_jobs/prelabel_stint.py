@@ -29,7 +29,6 @@ from backend.plans import ExtraParams, PlanCache
 from backend.predictor import Deadline, Predictor
 from backend.prelabel_ledger import Ledger
 from backend.prelabel_queue import SHARD, PrelabelQueue
-from backend.right_of_way import GiveWay
 from backend.settings import Settings
 from backend.versions import VersionStore
 from training_jobs.ahead import ahead
@@ -72,7 +71,6 @@ class Serving:
             fetch_threads=settings.image_fetch_threads,
             feature_cache_bytes=settings.feature_cache_bytes,
             feature_files=feature_files(settings),
-            computing=GiveWay(settings.data_dir).first,
         )
 
     def __enter__(self) -> Serving:

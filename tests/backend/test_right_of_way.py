@@ -8,7 +8,6 @@ import fcntl
 import multiprocessing
 import os
 import signal
-import threading
 from pathlib import Path
 
 import pytest
@@ -184,33 +183,6 @@ def test_a_job_with_little_time_is_held_up_for_a_part_of_it(tmp_path: Path, cloc
             clock.work(1.0)
             give_way()
     assert clock.slept == pytest.approx(3.0, abs=0.02)
-
-
-def test_threads_of_one_job_wait_together(tmp_path: Path) -> None:
-    over, slept = threading.Event(), threading.Semaphore(0)
-
-    def sleep(seconds: float) -> None:
-        slept.release()
-        over.wait(30)
-
-    give_way = GiveWay(tmp_path, sleep=sleep)
-    give_way._allowed_s = 60.0
-    done: list[int] = []
-
-    def work(number: int) -> None:
-        with give_way.first():
-            done.append(number)
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(3)]
-    with RightOfWay(tmp_path).answering():
-        for thread in threads:
-            thread.start()
-        assert slept.acquire(timeout=30)
-        assert not done
-    over.set()
-    for thread in threads:
-        thread.join(30)
-    assert sorted(done) == [0, 1, 2]
 
 
 def test_machines_that_share_a_directory_do_not_wait_for_each_other(
