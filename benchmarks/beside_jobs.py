@@ -34,10 +34,10 @@ from benchmarks.serving import Latencies, keep, machine, table
 from tests.jobs.demo_project import scenes_project
 from tests.jobs.label_studio import serve
 from tests.jobs.prelabelled import PrelabelLabelStudio
-from tests.jobs.test_worker import start_worker
+from tests.jobs.test_worker import start_worker, until
 from tests.private_redis import private_redis
 
-PROJECT, REQUESTS, TASKS = 7, 60, 2000
+PROJECT, REQUESTS, TASKS, LIMIT_S = 7, 60, 2000, 600.0
 LEARNING = ("trying", "learning", "choosing")
 """How the phases begin in which a training computes."""
 
@@ -69,7 +69,7 @@ def training(scenes: int, settings: Settings, connection: redis.Redis) -> Iterat
     with serve(scenes_project(scenes)) as label_studio:
         queue.request_training(PROJECT, reason=START_TRAINING)
         with _worker(settings, label_studio.url):
-            _wait_for(learns)
+            until(learns, "a training that computes", LIMIT_S)
             yield
             assert learns(), "the training ended before the requests did"
 
@@ -80,7 +80,7 @@ def prelabelling(settings: Settings, connection: redis.Redis) -> Iterator[None]:
     with serve(PrelabelLabelStudio(TASKS)) as label_studio:
         PrelabelQueue(connection).request(PROJECT, PrelabelRequest())
         with _worker(settings, label_studio.url):
-            _wait_for(label_studio.stored.is_set)
+            until(label_studio.stored.is_set, "a first import", LIMIT_S)
             yield
             assert len(label_studio.imported) < TASKS, "the pre-labelling ended before the requests did"
 
@@ -100,14 +100,6 @@ def _worker(settings: Settings, url: str) -> Iterator[None]:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.kill()
         psutil.wait_procs(children)
-
-
-def _wait_for(condition: Callable[[], bool], limit_s: float = 600.0) -> None:
-    deadline = time.monotonic() + limit_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise SystemExit(f"it took longer than {limit_s:.0f} s")
-        time.sleep(0.2)
 
 
 def main() -> None:

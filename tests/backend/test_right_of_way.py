@@ -130,16 +130,21 @@ def test_a_server_that_is_killed_holds_nothing_up(tmp_path: Path, clock: Clock) 
     assert clock.slept == waited
 
 
-def test_a_directory_that_cannot_be_written_costs_an_answer_nothing(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    (tmp_path / "locks").write_text("in the way")
-    server = RightOfWay(tmp_path)
+def answer_without_a_lock(directory: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Answers and trainings go on, and it is said once."""
+    server = RightOfWay(directory)
     for _ in range(3):
         with server.answering():
             pass
     assert caplog.text.count("will not give way") == 1
-    GiveWay(tmp_path)()
+    GiveWay(directory)()
+
+
+def test_a_directory_that_cannot_be_written_costs_an_answer_nothing(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "locks").write_text("in the way")
+    answer_without_a_lock(tmp_path, caplog)
 
 
 @pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK])
@@ -150,12 +155,7 @@ def test_a_file_system_without_locks_costs_an_answer_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    server = RightOfWay(tmp_path)
-    for _ in range(3):
-        with server.answering():
-            pass
-    assert caplog.text.count("will not give way") == 1
-    GiveWay(tmp_path)()
+    answer_without_a_lock(tmp_path, caplog)
 
 
 def test_a_server_that_met_a_training_looking_holds_the_lock_with_its_next_answer(tmp_path: Path, clock: Clock) -> None:
