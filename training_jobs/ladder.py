@@ -1,10 +1,11 @@
 """How far to go with the corrections that there are: rungs of adapting, each only where it pays.
 
-1. **Conditions.** For each label: its phrases as they are, the mean of them where there are several, or vectors learned
-   from the masks (`recipes.tune_conditions`), all the way or half of it. A label that nothing helps keeps its
-   phrases, and is answered as before to the bit.
-2. **Decoder.** With `decoder_from` images or more its weights too (`recipes.finetune_decoder`), starting from what the
-   first rung has found, and only so far (WiSE-FT, zero included) as no label loses.
+1. **Conditions or a head.** For each label: its phrases as they are, the mean of them where there are several, vectors
+   learned from the masks (`recipes.tune_conditions`), all the way or half of it, or a head beside the decoder
+   (`recipes.fit_mask_head`). A label that nothing helps keeps its phrases, and is answered as before to the bit.
+2. **Decoder.** With `decoder_from` images or more, where a label is still not marked well, its weights too
+   (`recipes.finetune_decoder`), starting from the conditions that the first rung has found, and only so far (WiSE-FT,
+   zero included) as no label loses. A label that a head marks better keeps the head.
 3. **Cut.** Temperature, threshold and part score of each label (`recipes.calibrate`).
 
 Everything is chosen by cross-validation **inside** the training part, by image: each image is answered by models that
@@ -15,7 +16,7 @@ have not learned from it, and the same answers choose all three. The held-out pa
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +31,7 @@ from backend.manifest import Cuts
 from training_jobs import split
 from training_jobs.ahead import ahead
 from training_jobs.fit_checkpoints import FitCheckpoints
-from training_jobs.recipes import finetune_decoder, tune_conditions
+from training_jobs.recipes import finetune_decoder, fit_mask_head, tune_conditions
 from training_jobs.recipes.calibrate import Calibration, Tally, calibrate, measure
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, State, decoder_state, interpolate
@@ -38,19 +39,25 @@ from training_jobs.recipes.micro_batches import MicroBatches
 from training_jobs.recipes.resident import resident
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import join_state
+from vlm_core.mask_head import MaskHead, join_mask_head
 
 Tick = Callable[[str, float, float | None], None]
 """Called often with phase, done share of the whole (0 to 1) and, while fitting, loss; may raise to give up."""
 
 Option = str | float
-"""Of a label's conditions: one of the two names below, or how far to go from the text's towards what was learned."""
+"""Of how a label is answered: one of the names below, or how far its conditions go from the text's towards what was
+learned."""
 Told = dict[int, list[list[Tally]]]
 """Per label and fold what images say that the fold's model has not learned from."""
+
+Answer = tuple[int, NDArray[np.float32], NDArray[np.uint8]]
+"""A label, its logits and its target, (h, w) each."""
 
 _MOST_THREADS = 8
 """That count what images say."""
 AS_CONFIGURED = "as configured"
 MEAN = "mean of the phrases"
+HEAD = "head"
 _DEAREST = 0.5
 """Of the price of marking a label in all images that do not show it, in IoU. Beyond it a cut leaves nothing at all of a
 label that the model can hardly tell from others; whether the rest is worth it is for the gate to say."""
@@ -61,9 +68,9 @@ class Learned:
     """What climbing has found.
 
     Attributes:
-        state: for `Model.with_learned`: the decoder's weights, float32, CPU, and learned conditions.
+        state: for `Model.with_learned`: the decoder's weights, float32, CPU, learned conditions, and a head.
         cuts: how to decode each label for which that was chosen.
-        chosen: JSON: per label the conditions, the decoder's share, and what cross-validation said of both.
+        chosen: JSON: per label how it is answered, the decoder's share, and what cross-validation said of both.
     """
 
     state: State
@@ -122,7 +129,9 @@ class Climb:
         self._start, self._examples, self._prompts = start, ordered, prompts
         self._labels, self._config = labels, config
         self._all = range(len(labels.names))
+        self._back: list[int] = []
         self._folds = _folds(ordered, config.folds) if len(ordered) >= config.choose_from else []
+        self._with_head = len(ordered) >= config.head_from
         self._with_decoder = bool(self._folds) and len(ordered) >= config.decoder_from
         self._work = _Work(tick, config, len(self._folds), with_decoder=self._with_decoder)
 
@@ -130,26 +139,37 @@ class Climb:
         """Adapt to all examples, as far as cross-validation says that it pays."""
         with _threads(self._config.decoder.threads), _tensor_cores():
             self._teachable = self._badly_marked()
+            count = len(self._folds)
             self._tables = [
-                self._tuned(fold.fitted, f"trying phrases, {number} of {len(self._folds)}")
+                self._tuned(fold.fitted, f"trying phrases, {number} of {count}")
+                for number, fold in enumerate(self._folds, 1)
+            ]
+            self._heads = [
+                self._head(fold.fitted, f"trying a head, {number} of {count}")
                 for number, fold in enumerate(self._folds, 1)
             ]
             self._told = self._ask_options()
-            options = self._options()
-            table = self._table(self._tuned(self._examples, "learning phrases"), options)
-            self._states = [decoder_state(self._start)] * len(self._folds)
-            told, state, share = self._of(options), decoder_state(self._start), 0.0
-            if self._with_decoder:
-                tables = [self._table(one, options) for one in self._tables]
-                fitted = [
-                    self._fit(fold.fitted, one, f"trying the decoder, {number} of {len(self._folds)}")
-                    for number, (fold, one) in enumerate(zip(self._folds, tables, strict=True), 1)
-                ]
-                share, told = self._share(fitted, tables, told)
-                if share:
-                    self._states = [interpolate(state, one, share) for one in fitted]
-                    state = interpolate(state, self._fit(self._examples, table, "learning the decoder"), share)
-            learned = self._result(state, table, options, self._cuts(told), share)
+            self._states = [decoder_state(self._start)] * count
+            phrased, first = self._options(HEAD), self._options()
+            options, told, state, share = first, self._of(first), decoder_state(self._start), 0.0
+            fitted: list[State] = []
+            if self._with_decoder and self._any_left(self._cuts(told)):
+                tables = [self._table(one, phrased) for one in self._tables]
+                for number, (fold, one) in enumerate(zip(self._folds, tables, strict=True), 1):
+                    fitted.append(self._fit(fold.fitted, one, f"trying the decoder, {number} of {count}"))
+                    if number in (1, count):
+                        share, told, options = self._share(fitted, tables, self._of(first), phrased, first)
+                    if not share:  # fits are long: where the first fold's images say that it does not pay, it is left
+                        break
+            table = self._prompts.conditions.clone().float()
+            if share or any(isinstance(option, float) for option in options.values()):
+                table = self._tuned(self._examples, "learning phrases")
+            table = self._table(table, phrased)
+            if share:
+                self._states = [interpolate(state, one, share) for one in fitted]
+                state = interpolate(state, self._fit(self._examples, table, "learning the decoder"), share)
+            head = self._head(self._examples, "learning a head") if HEAD in options.values() else None
+            learned = self._result(state, table, options, self._cuts(told), share, head)
         self._work.end()
         return learned
 
@@ -164,16 +184,17 @@ class Climb:
         """
         found = []
         for number, fold in enumerate(self._folds):
-            options = self._options(without=number)
+            options, phrased = (self._options(*barred, without={number}) for barred in ((), (HEAD,)))
+            options |= {label: phrased[label] for label in self._back}
             table, state = self._table(self._tables[number], options), self._states[number]
-            cuts = self._cuts(self._of(options), without=number)
+            cuts = self._cuts(self._of(options), without={number})
             images = frozenset(example.image for example in fold.asked)
-            found.append((images, self._result(state, table, options, cuts, 0.0)))
+            found.append((images, self._result(state, table, options, cuts, 0.0, self._heads[number])))
         return found
 
     # --- conditions ----------------------------------------------------------------------------------------
     def _badly_marked(self) -> list[int]:
-        """Labels that enough images show and that are not marked well as they are, where they are.
+        """Labels that enough images show and that are not marked well as they are.
 
         Few images are of few kinds. What is learned from them replaces nothing where a label is not known at all; of
         one that is half known it may forget the other kinds, which no split of these images can show.
@@ -219,18 +240,24 @@ class Climb:
         for option, labels in able.items():
             tables = [self._table(one, dict.fromkeys(labels, option)) for one in self._tables]
             told[option] = self._ask(tables, origin, labels)
+        if all(self._heads):
+            device = next(self._start.parameters()).device
+            heads = [fit_mask_head.head_of(self._start.config, state, device) for state in self._heads]
+            answers = [partial(_answers_of_head, head, labels=set(self._teachable)) for head in heads]
+            told[HEAD] = self._tallies(answers, self._teachable)
         return told
 
-    def _options(self, without: int | None = None) -> dict[int, Option]:
-        """Per label the best of its options, as images say that are not of one fold."""
+    def _options(self, *barred: Option, without: Collection[int] = ()) -> dict[int, Option]:
+        """Per label the best of its options that are not barred, as images say that are not of some folds."""
         if not self._folds:  # too few to choose: what is marked badly is learned, the rest is left alone
-            return {label: 1.0 if label in self._teachable else AS_CONFIGURED for label in self._all}
+            learned: Option = HEAD if self._with_head and HEAD not in barred else 1.0
+            return {label: learned if label in self._teachable else AS_CONFIGURED for label in self._all}
         chosen: dict[int, Option] = {}
         for label in self._all:
             scores = {
                 option: self._cut(label, _joined(told[label], without)).score
                 for option, told in self._told.items()
-                if label in told
+                if label in told and option not in barred
             }
             best = max(scores, key=lambda option: scores[option])
             worth = scores[best] >= scores[AS_CONFIGURED] + self._config.least_gain
@@ -248,9 +275,24 @@ class Climb:
             rows = list(self._prompts.groups[label])
             if option == MEAN:
                 table[rows] = table[rows].mean(0)
-            elif option != AS_CONFIGURED:
-                table[rows] = torch.lerp(table[rows], tuned[rows], float(option))
+            elif isinstance(option, float):
+                table[rows] = torch.lerp(table[rows], tuned[rows], option)
         return table
+
+    def _head(self, examples: Sequence[Example], phase: str) -> State:
+        """The weights of a head after learning; empty where there is nothing to teach it."""
+        tick = self._work.begin(phase, "head")
+        if not (self._teachable and self._with_head):
+            return {}
+
+        def fit() -> State:
+            own, shared = self._config.head, self._config.decoder
+            device = next(self._start.parameters()).device
+            return fit_mask_head.fit(
+                self._start.config, examples, self._prompts, own, shared, tick, self._parts, device
+            )
+
+        return self._once(phase, fit)
 
     # --- decoder -------------------------------------------------------------------------------------------
     def _fit(self, examples: Sequence[Example], table: Tensor, phase: str) -> State:
@@ -267,41 +309,79 @@ class Climb:
         """What a fit comes to, found again where a former run of this training has finished it."""
         return fit() if self._checkpoints is None else self._checkpoints.get_or_fit(phase, fit)
 
-    def _share(self, fitted: Sequence[State], tables: Sequence[Tensor], without: Told) -> tuple[float, Told]:
-        """How far to go towards the fitted weights: where labels gain most at cuts that would be used."""
+    def _any_left(self, cuts: Mapping[int, Calibration]) -> bool:
+        """Whether a label is still not marked well."""
+        return any(cut.iou is not None and cut.iou < self._config.good_enough for cut in cuts.values())
+
+    def _share(
+        self,
+        fitted: Sequence[State],
+        tables: Sequence[Tensor],
+        without: Told,
+        phrased: Mapping[int, Option],
+        options: dict[int, Option],
+    ) -> tuple[float, Told, dict[int, Option]]:
+        """How far to go towards the fitted weights: where labels gain most at cuts that would be used.
+
+        Args:
+            fitted, tables: the decoder's weights and its conditions, of the first folds or of all.
+            without: what images say of the options.
+            phrased: the best options without heads.
+            options: the best options.
+
+        Returns:
+            The share, what images say with it, and options: a label that it marks better than its head gives that up.
+        """
         origin = decoder_state(self._start)
-        before = self._cuts(without)
-        best, found, share = _gain(before) + self._config.least_gain, without, 0.0
+        unasked = range(len(fitted), len(self._folds))
+        before = self._cuts(without, unasked)
+        best, found, share, chosen = _gain(before) + self._config.least_gain, without, 0.0, options
+        headed = [label for label, option in options.items() if option == HEAD]
+        self._back = []
         for now in sorted(self._config.decoder.interpolations):
             told = self._ask(tables, [interpolate(origin, state, now) for state in fitted], self._all)
-            cuts = self._cuts(told)
+            back = [
+                label
+                for label in headed
+                if self._cut(label, _joined(told[label])).score
+                > self._cut(label, _joined(without[label], unasked)).score + self._config.least_gain
+            ]
+            told |= {label: without[label] for label in headed if label not in back}
+            cuts = self._cuts(told, unasked)
             gain = _gain(cuts)
             paid = max((before[label].iou or 0.0) - (cuts[label].iou or 0.0) for label in self._all)
             if gain > best and paid <= self._config.most_label_loss:
-                best, found, share = gain, told, now
-        return share, found
+                best, found, share, self._back = gain, told, now, back
+                chosen = options | {label: phrased[label] for label in back}
+        return share, found, chosen
 
     # --- what images say -----------------------------------------------------------------------------------
     def _ask(self, tables: Sequence[Tensor], states: Sequence[State], labels: Sequence[int]) -> Told:
-        """What each fold's images say of its model."""
-        told: Told = {label: [[] for _ in self._folds] for label in labels}
-        wanted = set(labels)
-        if not wanted:
-            return told
-        threads = min(_MOST_THREADS, torch.get_num_threads())
-        decoder = copy.deepcopy(self._start).float()
-        for number, (fold, table, state) in enumerate(zip(self._folds, tables, states, strict=True)):
+        """What images say of the decoders of the first folds, as many as there are states."""
+        answers = []
+        for state, table in zip(states, tables, strict=False):
+            decoder = copy.deepcopy(self._start).float()
             decoder.load_state_dict(state)
             prompts = replace(self._prompts, conditions=table)
-            answers = (answer for example in fold.asked for answer in _answers(decoder, example, prompts, wanted))
-            with closing(ahead((partial(_tally, *answer) for answer in answers), threads)) as tallies:
+            answers.append(partial(_answers, decoder, prompts=prompts, labels=set(labels)))
+        return self._tallies(answers, labels)
+
+    def _tallies(self, answers: Sequence[Callable[[Example], Iterator[Answer]]], labels: Sequence[int]) -> Told:
+        """What the images of the first folds say of what answers for each."""
+        told: Told = {label: [[] for _ in self._folds] for label in labels}
+        if not told:
+            return told
+        threads = min(_MOST_THREADS, torch.get_num_threads())
+        for number, (fold, answers_of) in enumerate(zip(self._folds, answers, strict=False)):
+            asked = (answer for example in fold.asked for answer in answers_of(example))
+            with closing(ahead((partial(_tally, *answer) for answer in asked), threads)) as tallies:
                 for label, tally in tallies:
                     self._work.alive()
                     if tally is not None:
                         told[label][number].append(tally)
         return told
 
-    def _cuts(self, told: Told, without: int | None = None) -> dict[int, Calibration]:
+    def _cuts(self, told: Told, without: Collection[int] = ()) -> dict[int, Calibration]:
         """Each label's cut; the price of marking what is not there rises until it happens no more than before."""
         if not told:
             return {}
@@ -337,20 +417,26 @@ class Climb:
         options: Mapping[int, Option],
         cuts: Mapping[int, Calibration],
         share: float,
+        head: State | None,
     ) -> Learned:
         names, phrases = self._labels.names, self._labels.phrases
         conditions = {
             phrase: table[row].clone()
             for label in self._all
-            if options[label] != AS_CONFIGURED
+            if options[label] not in (AS_CONFIGURED, HEAD)
             for phrase, row in zip(phrases[label], self._prompts.groups[label], strict=True)
         }
+        outputs = {phrase: label for label in self._all if options[label] == HEAD for phrase in phrases[label]}
+        masks = {}
+        if outputs:
+            assert head  # learned where a label has chosen it
+            masks = join_mask_head(fit_mask_head.head_of(self._start.config, head, torch.device("cpu")), outputs)
         own = {names[label]: cut for label, cut in cuts.items() if names[label] not in self._labels.fixed_cut}
-        by_label: dict[str, dict[str, Any]] = {names[label]: {"conditions": options[label]} for label in self._all}
+        by_label: dict[str, dict[str, Any]] = {names[label]: {"answered_by": options[label]} for label in self._all}
         for label, cut in cuts.items():
             by_label[names[label]] |= {"iou": cut.iou, "absent_marked": cut.marked}
         return Learned(
-            state=join_state(state, conditions),
+            state={**join_state(state, conditions), **masks},
             cuts=Cuts(
                 thresholds={name: round(cut.threshold, 4) for name, cut in own.items() if cut.threshold != 0.5},
                 temperatures={name: cut.temperature for name, cut in own.items() if cut.temperature != 1.0},
@@ -380,9 +466,9 @@ def _folds(examples: Sequence[Example], count: int) -> list[_Fold]:
     return found
 
 
-def _joined(told: Sequence[Sequence[Tally]], without: int | None = None) -> list[Tally]:
-    """What the images of all folds but one say."""
-    return [tally for number, found in enumerate(told) if number != without for tally in found]
+def _joined(told: Sequence[Sequence[Tally]], without: Collection[int] = ()) -> list[Tally]:
+    """What the images of all folds but some say."""
+    return [tally for number, found in enumerate(told) if number not in without for tally in found]
 
 
 def _absent(cuts: Mapping[int, Calibration], cases: Mapping[int, int]) -> float:
@@ -396,10 +482,8 @@ def _gain(cuts: Mapping[int, Calibration]) -> float:
 
 
 @torch.inference_mode()
-def _answers(
-    decoder: CLIPSegDecoder, example: Example, prompts: PromptTable, labels: set[int]
-) -> Iterator[tuple[int, NDArray[np.float32], NDArray[np.uint8]]]:
-    """Logits and target of each of an example's labels, its image as it is, each (h, w)."""
+def _answers(decoder: CLIPSegDecoder, example: Example, prompts: PromptTable, labels: set[int]) -> Iterator[Answer]:
+    """What a decoder says of an example's labels, of its image as it is."""
     device = next(decoder.parameters()).device
     pairs = zip(example.labels, example.targets[0], strict=True)
     asked = [(label, target) for label, target in pairs if label in labels]
@@ -413,6 +497,17 @@ def _answers(
         alternatives = len(prompts.groups[label])
         yield label, logits[start : start + alternatives].amax(0).numpy(), target
         start += alternatives
+
+
+@torch.inference_mode()
+def _answers_of_head(head: MaskHead, example: Example, labels: set[int]) -> Iterator[Answer]:
+    """What a head says of an example's labels, of its image as it is."""
+    view = example.views[0]
+    taps = [tap.to(head.mean.device, torch.float32) for tap in view.taps]
+    logits = head.on_grid(head(taps, view.grid_hw))[0].cpu().numpy()
+    for label, target in zip(example.labels, example.targets[0], strict=True):
+        if label in labels:
+            yield label, logits[label], target
 
 
 def _tally(label: int, logits: NDArray[np.float32], target: NDArray[np.uint8]) -> tuple[int, Tally | None]:
@@ -447,8 +542,12 @@ class _Work:
 
     def __init__(self, tick: Tick, config: RecipeConfig, folds: int, *, with_decoder: bool) -> None:
         self._tick = tick
-        self._costs = {"conditions": float(config.conditions.steps), "decoder": 2.0 * config.decoder.steps}
-        self._total = (folds + 1) * (self._costs["conditions"] + (self._costs["decoder"] if with_decoder else 0.0))
+        self._costs = {
+            "conditions": float(config.conditions.steps),
+            "head": 0.3 * config.head.steps,
+            "decoder": 2.0 * config.decoder.steps,
+        }
+        self._total = (folds + 1) * sum(cost for kind, cost in self._costs.items() if kind != "decoder" or with_decoder)
         self._done = 0.0
 
     def begin(self, phase: str, kind: str) -> Callable[[float, float], None]:

@@ -15,6 +15,7 @@ from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.condition_cache import ConditionCache
 from vlm_core.errors import CapabilityError, CheckpointMismatchError, InputError
 from vlm_core.learned_conditions import split_state
+from vlm_core.mask_head import MaskHead, split_mask_head
 from vlm_core.preprocess import SEEN_REVISION, ImageTransform, TextTokenizer
 from vlm_core.projection import normalised
 from vlm_core.prompts import PreparedPrompts, Prompt, as_prompts, prepare_prompts
@@ -38,6 +39,7 @@ class Model:
         mask_transform, tag_transform: how each half sees an image.
         device, dtype: where and in what precision it computes.
         learned_conditions: of phrases that a project's version has learned, (E,) each; see `with_learned`.
+        mask_head: what answers for phrases whose masks it has learned apart from the decoder; None: nothing does.
         tag_heads: answers that it has learned, by question.
     """
 
@@ -74,6 +76,7 @@ class Model:
         self.name = name
         self.fingerprint = fingerprint
         self.learned_conditions: dict[str, Tensor] = {}
+        self.mask_head: MaskHead | None = None
         self.tag_heads: dict[str, TagHead] = {}
         self._text_cache = ConditionCache()
 
@@ -256,14 +259,25 @@ class Model:
     def encode_text(self, prompts: Sequence[str]) -> Tensor:
         """Conditions for `decode`: (P, E) on the model's device, projected and **not** normalised. Cached by phrase.
 
-        Of phrases that a version has learned a condition for, that one.
+        Of phrases that a version has learned a condition for, that one. With a `mask_head` they are wider by as many
+        numbers as it knows phrases.
         """
         phrases = check_phrases(prompts, "prompt")
         found = self._text_cache.conditions(phrases, self._conditions)
         learned = {row: self.learned_conditions[p] for row, p in enumerate(phrases) if p in self.learned_conditions}
         if learned:
             found[list(learned)] = torch.stack(list(learned.values()))
+        found = self._widened(found)
+        if self.mask_head is not None:
+            for output, known in enumerate(self.mask_head.phrases, start=self.clip.projection_dim):
+                found[[row for row, phrase in enumerate(phrases) if phrase == known], output] = 1.0
         return found
+
+    def _widened(self, conditions: Tensor) -> Tensor:
+        """(P, E) as `decode` takes them: where there is a mask head, with none of its phrases."""
+        if self.mask_head is None:
+            return conditions
+        return torch.nn.functional.pad(conditions, (0, len(self.mask_head.phrases)))
 
     def _conditions(self, phrases: list[str]) -> Tensor:
         input_ids, attention_mask = self.tokenizer(phrases)
@@ -271,7 +285,7 @@ class Model:
 
     @torch.inference_mode()
     def encode_exemplars(self, exemplars: Sequence[Exemplar]) -> Tensor:
-        """Conditions for `decode` from pictures: (N, E) on the model's device, projected and **not** normalised.
+        """Conditions for `decode` from pictures, as wide as those of texts: (N, E), projected and **not** normalised.
 
         Args:
             exemplars: N >= 1 (picture, mask or `xyxy` box) pairs. Each is cropped and its background blurred by
@@ -292,7 +306,7 @@ class Model:
                 for image, region in shown[start : start + self.encode_batch]
             ]
             rows.append(self.clip.visual_conditions(self._pixels(pictures, transform)))
-        return torch.cat(rows)
+        return self._widened(torch.cat(rows))
 
     def encode_prompts(self, prompts: Sequence[str | Prompt]) -> PreparedPrompts:
         """The conditions of P >= 1 prompts, with how the answers to them combine."""
@@ -348,11 +362,11 @@ class Model:
             raise InputError("these features are without taps: encode the image with masks=True")
         if len(conditions) != len(features):
             raise InputError(f"{len(features)} images need conditions for each, got {len(conditions)}")
+        text_width = decoder.config.condition_dim
+        width = text_width + (0 if self.mask_head is None else len(self.mask_head.phrases))
         for some in conditions:
-            if some.ndim != 2 or not len(some) or some.shape[1] != decoder.config.condition_dim:
-                raise InputError(
-                    f"conditions need shape (P, {decoder.config.condition_dim}) with P >= 1, got {tuple(some.shape)}"
-                )
+            if some.ndim != 2 or not len(some) or some.shape[1] != width:
+                raise InputError(f"conditions need shape (P, {width}) with P >= 1, got {tuple(some.shape)}")
         taps = [t.to(self.device, self.dtype) for t in features.taps]
         rows: list[list[Tensor]] = [[] for _ in conditions]
         most = batch_sizes(self.device).conditions
@@ -362,8 +376,13 @@ class Model:
             indices = [piece.image for piece in group]
             # Slices where there is nothing to select: indexing copies, and taps are large.
             own = [t[indices[0] : indices[0] + 1] if len(indices) == 1 else t[indices] for t in taps]
-            logits = decoder(own, stacked.to(self.device, self.dtype), features.grid_hw).float().cpu()
-            for piece, some in zip(group, logits, strict=True):
+            asked = stacked.to(self.device, self.dtype)
+            logits = decoder(own, asked[..., :text_width], features.grid_hw)
+            if self.mask_head is not None:
+                picks = asked[..., text_width:]
+                logits = (1 - picks.sum(-1))[..., None, None] * logits
+                logits = logits + self.mask_head.answer(own, picks, features.grid_hw)
+            for piece, some in zip(group, logits.float().cpu(), strict=True):
                 rows[piece.image].append(some[: piece.last - piece.first])
         return [
             MaskLogits(some[0] if len(some) == 1 else torch.cat(some), ("",) * len(wanted))
@@ -443,7 +462,8 @@ class Model:
         Args:
             state: any of: the decoder's `state_dict`, whole; learned conditions (E,), each under its phrase (see
                 `vlm_core.learned_conditions`): masks are asked for with it in place of what the text encoder says;
-                heads for tags (see `vlm_core.tag_head`).
+                a head that answers for some phrases (see `vlm_core.mask_head`); heads for tags (see
+                `vlm_core.tag_head`).
 
         Raises:
             CapabilityError: decoder weights, and this checkpoint has no decoder.
@@ -451,6 +471,7 @@ class Model:
                 width.
         """
         others, heads = split_heads(state)
+        others, mask_head = split_mask_head(others, None if self.decoder is None else self.decoder.config)
         weights, learned = split_state(others)
         width = self.clip.projection_dim
         if wrong := [phrase for phrase, value in learned.items() if value.shape != (width,)]:
@@ -468,6 +489,7 @@ class Model:
         if weights:
             model.decoder = self._other_decoder(weights)
         model.learned_conditions = {p: value.to(self.device, self.dtype) for p, value in learned.items()}
+        model.mask_head = None if mask_head is None else mask_head.to(self.device, self.dtype)
         model.tag_heads = heads
         return model
 

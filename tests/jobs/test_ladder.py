@@ -12,22 +12,27 @@ import torch
 
 from backend.decoding import decode_label
 from tests.jobs.handmade import QUICK, examples, for_steps, make_decoder
-from training_jobs.ladder import AS_CONFIGURED, MEAN, Climb, Labels, Learned
+from training_jobs.ladder import AS_CONFIGURED, HEAD, MEAN, Climb, Labels, Learned
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, fit
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
 from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import PREFIX, split_state
+from vlm_core.mask_head import split_mask_head
 
 LABELS = Labels(("first", "second"), (("one",), ("two", "zwei")))
 CONFIG = RecipeConfig(
     decoder=QUICK,
     conditions=ConditionsConfig(steps=150, learning_rate=0.2, pull=0.0),
+    head=MaskHeadConfig(steps=100, hidden=32, weight_decay=0.1),
     folds=2,
+    head_from=400,
     decoder_from=400,
 )
 
 
+UNTUNED = ConditionsConfig(steps=1)
 UNIT = torch.eye(5)
 NEW = PromptTable(torch.stack([-2 * UNIT[3], -2 * UNIT[4], 2 * UNIT[0] - 2 * UNIT[4]]), ((0,), (1, 2)))
 """Phrases that are far from what the decoder of `taught` knows."""
@@ -59,7 +64,8 @@ def taught() -> CLIPSegDecoder:
 
 def ious(start: CLIPSegDecoder, learned: Learned, some: list[Example]) -> list[float]:
     """Mean IoU of each label where it is there, as serving decodes."""
-    weights, conditions = split_state(learned.state)
+    others, head = split_mask_head(learned.state, start.config)
+    weights, conditions = split_state(others)
     decoder = copy.deepcopy(start)
     decoder.load_state_dict(weights)
     table = NEW.conditions.clone()
@@ -69,7 +75,13 @@ def ious(start: CLIPSegDecoder, learned: Learned, some: list[Example]) -> list[f
     for item in some:
         view = item.views[0]
         with torch.no_grad():
-            logits = decoder([tap.float() for tap in view.taps], table[None], view.grid_hw)[0]
+            taps = [tap.float() for tap in view.taps]
+            logits = decoder(taps, table[None], view.grid_hw)[0]
+            if head is not None:
+                own = head.on_grid(head(taps, view.grid_hw))[0]
+                for row, phrase in enumerate(("one", "two", "zwei")):
+                    if phrase in head.phrases:
+                        logits[row] = own[head.phrases.index(phrase)]
         for label, group in enumerate(NEW.groups):
             name = LABELS.names[label]
             decoded = decode_label(
@@ -109,8 +121,8 @@ def test_a_label_that_is_marked_well_keeps_its_phrases_to_the_bit(taught: CLIPSe
     table = PromptTable(torch.cat([2 * UNIT[3:4], NEW.conditions[1:]]), NEW.groups)  # it knows the first one's phrase
     learned = climb(taught, examples(range(50, 74)), table=table).learn()
     assert "one" not in split_state(learned.state)[1]
-    assert learned.chosen["labels"]["first"]["conditions"] == AS_CONFIGURED
-    assert learned.chosen["labels"]["second"]["conditions"] != AS_CONFIGURED
+    assert learned.chosen["labels"]["first"]["answered_by"] == AS_CONFIGURED
+    assert learned.chosen["labels"]["second"]["answered_by"] != AS_CONFIGURED
 
 
 def test_where_nothing_is_to_be_gained_nothing_changes(taught: CLIPSegDecoder) -> None:
@@ -132,6 +144,51 @@ def test_the_decoder_learns_where_there_are_enough_images_and_it_pays() -> None:
     assert sum(ious(start, learned, unseen)) > sum(ious(start, short, unseen)) + 0.1
 
 
+def test_what_the_decoder_cannot_tell_apart_gets_a_head() -> None:
+    start, some, unseen = make_decoder(), examples(range(48)), examples(range(100, 130))
+    phrases = climb(start, some).learn()
+    learned = climb(start, some, head_from=48).learn()
+    assert [learned.chosen["labels"][name]["answered_by"] for name in LABELS.names] == [HEAD, HEAD]
+    assert min(ious(start, learned, unseen)) > 0.6 > 0.4 > max(ious(start, phrases, unseen))
+    weights, conditions = split_state(split_mask_head(learned.state, start.config)[0])
+    assert not conditions
+    assert all(torch.equal(value, start.state_dict()[name]) for name, value in weights.items())
+
+
+def test_a_label_that_is_marked_well_gets_no_head(taught: CLIPSegDecoder) -> None:
+    table = PromptTable(torch.cat([2 * UNIT[3:4], NEW.conditions[1:]]), NEW.groups)  # it knows the first one's phrase
+    learned = climb(taught, examples(range(50, 74)), table=table, head_from=4, conditions=UNTUNED).learn()
+    assert [learned.chosen["labels"][name]["answered_by"] for name in LABELS.names] == [AS_CONFIGURED, HEAD]
+    head = split_mask_head(learned.state, taught.config)[1]
+    assert head is not None
+    assert head.phrases == ("two", "zwei")
+
+
+def test_a_decoder_that_marks_a_label_better_than_its_head_takes_it_back() -> None:
+    start, some = make_decoder(), examples(range(32))
+    poor = CONFIG.head.model_copy(update={"steps": 14})
+    short = climb(start, some, head=poor, head_from=4).learn()
+    assert short.chosen["labels"]["second"]["answered_by"] == HEAD
+    learned = climb(start, some, head=poor, head_from=4, decoder_from=32).learn()
+    assert learned.chosen["decoder_share"] > 0
+    assert learned.chosen["labels"]["second"]["answered_by"] != HEAD
+    assert learned.chosen["labels"]["second"]["iou"] > short.chosen["labels"]["second"]["iou"] + 0.01
+
+
+def phases_of(start: CLIPSegDecoder, **changed: Any) -> list[str]:
+    phases: list[str] = []
+    climb(start, examples(range(32)), tick=lambda phase, share, loss: phases.append(phase), **changed).learn()
+    return [phase for phase in dict.fromkeys(phases) if "decoder" in phase]
+
+
+def test_the_decoder_is_tried_only_as_long_as_it_may_pay(taught: CLIPSegDecoder) -> None:
+    known = PromptTable(torch.eye(5)[[3, 4, 4]] * 2, ((0,), (1, 2)))
+    assert phases_of(taught, table=known, good_enough=0.1, decoder_from=32) == []  # all is marked well
+    assert phases_of(make_decoder(), least_gain=1.0, decoder_from=32) == ["trying the decoder, 1 of 2"]
+    all_of_it = ["trying the decoder, 1 of 2", "trying the decoder, 2 of 2", "learning the decoder"]
+    assert phases_of(make_decoder(), decoder_from=32) == all_of_it
+
+
 def test_of_several_phrases_their_mean_is_tried() -> None:
     start = make_decoder()
     known = PromptTable(torch.eye(5)[[0, 1]] * 2, ((0,), (1,)))
@@ -141,7 +198,7 @@ def test_of_several_phrases_their_mean_is_tried() -> None:
         torch.stack([torch.eye(5)[0] * 2, torch.eye(5)[1] * 2 + away, torch.eye(5)[1] * 2 - away]), ((0,), (1, 2))
     )  # either phrase is far off, their mean is right
     learned = climb(start, examples(range(50, 74)), table=table, least_images=99).learn()
-    assert learned.chosen["labels"]["second"]["conditions"] == MEAN
+    assert learned.chosen["labels"]["second"]["answered_by"] == MEAN
     conditions = split_state(learned.state)[1]
     torch.testing.assert_close(conditions["two"], torch.eye(5)[1] * 2)
     assert torch.equal(conditions["two"], conditions["zwei"])
@@ -182,13 +239,18 @@ def test_from_few_images_nothing_is_chosen_and_bad_labels_are_learned(taught: CL
     learned = run.learn()
     assert list(dict.fromkeys(phases)) == ["looking at the labels", "learning phrases", "choosing"]
     assert learned.chosen["folds"] == 0
-    assert learned.chosen["labels"]["first"]["conditions"] == 1.0
+    assert learned.chosen["labels"]["first"]["answered_by"] == 1.0
     assert run.by_folds() == []
+    headed = climb(taught, examples(range(50, 57)), head_from=7).learn()
+    assert headed.chosen["labels"]["first"]["answered_by"] == HEAD
 
 
-def test_each_fold_is_judged_by_what_has_not_seen_it(taught: CLIPSegDecoder) -> None:
+@pytest.mark.parametrize(("changed", "prefix"), [({}, PREFIX), ({"head_from": 4, "conditions": UNTUNED}, "mask_head.")])
+def test_each_fold_is_judged_by_what_has_not_seen_it(
+    taught: CLIPSegDecoder, changed: dict[str, Any], prefix: str
+) -> None:
     some = examples(range(50, 74))
-    run = climb(taught, some)
+    run = climb(taught, some, **changed)
     run.learn()
     folds = run.by_folds()
     assert sorted(image for images, _ in folds for image in images) == sorted(item.image for item in some)
@@ -198,10 +260,10 @@ def test_each_fold_is_judged_by_what_has_not_seen_it(taught: CLIPSegDecoder) -> 
         replace(item, targets=tuple(t[:, ::-1].copy() for t in item.targets)) if item.image in images else item
         for item in some
     ]
-    again = climb(taught, poisoned)
+    again = climb(taught, poisoned, **changed)
     again.learn()
     own, other = ([fold[1].state for fold in (one, two)] for one, two in zip(folds, again.by_folds(), strict=True))
-    shared = [name for name in own[0] if name in own[1] and name.startswith(PREFIX)]
+    shared = [name for name in own[0] if name in own[1] and name.startswith(prefix)]
     assert shared
     assert all(torch.equal(own[0][name], own[1][name]) for name in shared)
     assert any(not torch.equal(value, other[1][name]) for name, value in other[0].items() if name in other[1])

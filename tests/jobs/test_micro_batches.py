@@ -21,9 +21,12 @@ from tests.jobs.one_training import train
 from tests.jobs.test_training import QUICK as WHOLE
 from training_jobs.errors import MemoryShortError
 from training_jobs.recipes.finetune_decoder import FinetuneConfig, corrections_loss, fit, quality
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
+from training_jobs.recipes.fit_mask_head import fit as fit_mask_head
 from training_jobs.recipes.micro_batches import MicroBatches
 from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
 from vlm_core.clipseg import CLIPSegDecoder
+from vlm_core.mask_head import MaskHead
 from vlm_core.model import Model
 
 HOLDING = FinetuneConfig(steps=8, batch_images=6, learning_rate=2e-3, hold=30.0, pull=1.0, threads=1)
@@ -58,6 +61,16 @@ def fit_conditions() -> tuple[dict[str, Tensor], Steps]:
     return {"conditions": tuned}, losses
 
 
+def fit_head() -> tuple[dict[str, Tensor], Steps]:
+    losses: Steps = []
+    config = MaskHeadConfig(steps=8, hidden=8, batch_images=6, dropout=0.3)
+    decoder = make_decoder().config
+    state = fit_mask_head(
+        decoder, examples(range(8)), prompts(), config, HOLDING, lambda share, loss: losses.append(loss)
+    )
+    return state, losses
+
+
 @pytest.fixture
 def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
     """Let decoders run out of memory where they learn from more images at once; gives the sizes that were tried."""
@@ -66,10 +79,9 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
 
     def only(most: int, *, in_backward: bool = False) -> list[int]:
         sizes: list[int] = []
-        forward = CLIPSegDecoder.forward
 
-        def limited(self: CLIPSegDecoder, taps: Any, *rest: Any) -> Tensor:
-            logits: Tensor = forward(self, taps, *rest)
+        def limited(forward: Callable[..., Tensor], self: Any, taps: Any, *rest: Any) -> Tensor:
+            logits = forward(self, taps, *rest)
             if not logits.requires_grad:  # it only looks
                 return logits
             size = len(taps[0])
@@ -81,7 +93,9 @@ def room(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[int]]:
             logits.register_hook(no_memory)
             return logits
 
-        monkeypatch.setattr(CLIPSegDecoder, "forward", limited)
+        for module in (CLIPSegDecoder, MaskHead):
+            forward = module.forward
+            monkeypatch.setattr(module, "forward", lambda *given, forward=forward: limited(forward, *given))
         return sizes
 
     return only
@@ -91,7 +105,7 @@ def no_memory(gradient: Tensor) -> Tensor:
     return torch.empty(1 << 50)  # what really happens without a GPU
 
 
-@pytest.mark.parametrize("learn", [fit_decoder, fit_conditions])
+@pytest.mark.parametrize("learn", [fit_decoder, fit_conditions, fit_head])
 @pytest.mark.parametrize("in_backward", [False, True])
 @pytest.mark.parametrize(
     ("most", "sizes"),
@@ -168,7 +182,7 @@ def test_parts_before_the_one_that_had_no_room_do_not_count_twice() -> None:
     assert weights.grad.tolist() == [0, 1, 2, 3, 4]
 
 
-@pytest.mark.parametrize("learn", [fit_decoder, fit_conditions])
+@pytest.mark.parametrize("learn", [fit_decoder, fit_conditions, fit_head])
 def test_where_one_image_is_too_much_the_remedy_is_named(learn: Fit, room: Callable[..., list[int]]) -> None:
     sizes = room(0)
     with pytest.raises(MemoryShortError, match=r"even for one image at a time \(CUDA.* has none\)") as raised:

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training_jobs.errors import CannotTrainError
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
 from training_jobs.recipes.tune_conditions import ConditionsConfig
 
 NAME = "ladder"
@@ -84,11 +85,15 @@ class RecipeConfig(BaseModel):
         le=1,
         description="Of the share of images in which a label is marked that is not there; cuts rise until it holds.",
     )
+    head_from: int = Field(
+        default=4, ge=1, description="Training images from which labels may get a head beside the decoder."
+    )
     decoder_from: int = Field(default=60, ge=4, description="Training images from which the decoder learns too.")
     most_label_loss: float = Field(
         default=0.03, ge=0, description="In IoU, that a label may pay for fewer false marks."
     )
     conditions: ConditionsConfig = ConditionsConfig()
+    head: MaskHeadConfig = MaskHeadConfig()
     decoder: FinetuneConfig = FinetuneConfig()
     tags: TagsConfig = TagsConfig()
 
