@@ -5,9 +5,9 @@
 100 of the 208 photographs (Huang et al., abin24/Magnetic-tile-defect-datasets.) are set aside to measure on, by class.
 Of the others 25, 50 and 100 get the annotations that Label Studio's editor would make of their masks (brush regions,
 encoded by Label Studio's SDK) and the class of the defect as a choice, and a training runs as the worker runs it, the
-gate included. Measured is what would be marked and chosen by what was learned, published or not. Beside it the bar:
+gate included. Measured is what would be marked and chosen by what was learned, published or not. Beside it the bars:
 logistic regressions of the class from the same images on the model's image embeddings and on raw pixels (32 x 32,
-grey).
+grey), and of each cell of the patch grid on what the decoder reads of it and on its raw pixels (grey).
 Writes its part of benchmarks/MAGNETIC_TILE.md, which is named after the checkpoint; one without a decoder ranks tags
 only.
 """
@@ -171,6 +171,67 @@ def probe(learn: NDArray[np.float32], test: NDArray[np.float32], learned: Sequen
     return float(np.mean([CLASSES[index] == name for index, name in zip(best, true, strict=True)]))
 
 
+def dense_probe(
+    learn: NDArray[np.float32], test: NDArray[np.float32], learned: Sequence[Photograph], true: Sequence[Photograph]
+) -> dict[str, float]:
+    """IoU of each defect where it is, as `ious`, of a logistic regression of cells (L2, standardised inputs).
+
+    Args:
+        learn, test: what is known of each cell, (images, rows, columns, C).
+        learned, true: the photographs.
+    """
+    _, rows, columns, width = learn.shape
+    x, y = (torch.from_numpy(part).float() for part in (learn, test))
+    mean, spread = x.mean((0, 1, 2)), x.std((0, 1, 2)) + 1e-6
+    x, y = (x - mean) / spread, (y - mean) / spread
+    target = torch.stack([_covered(one, (rows, columns)) for one in learned])
+    weight = torch.zeros(width, len(DEFECTS), requires_grad=True)
+    bias = torch.zeros(len(DEFECTS), requires_grad=True)
+    optimiser = torch.optim.LBFGS([weight, bias], max_iter=200)
+
+    def loss() -> torch.Tensor:
+        optimiser.zero_grad()
+        logits = x @ weight + bias
+        value = torch.nn.functional.binary_cross_entropy_with_logits(logits, target) + 0.01 * weight.square().sum()
+        value.backward()
+        return value
+
+    optimiser.step(loss)
+    found: dict[str, list[float]] = {name: [] for name in DEFECTS}
+    with torch.no_grad():
+        answers = (y @ weight + bias).movedim(-1, 1)
+    for answer, one in zip(answers, true, strict=True):
+        if one.mask.any():
+            logits = answer[DEFECTS.index(one.defect)][None, None]
+            marked = torch.nn.functional.interpolate(logits, one.mask.shape, mode="bilinear")[0, 0].numpy() >= 0
+            found[one.defect].append(float((marked & one.mask).sum() / (marked | one.mask).sum()))
+    return {name: float(np.mean(values)) for name, values in found.items()}
+
+
+def _covered(one: Photograph, grid_hw: tuple[int, int]) -> torch.Tensor:
+    """Share of each cell that each defect covers, (rows, columns, defects)."""
+    covered = torch.zeros(*grid_hw, len(DEFECTS))
+    if one.mask.any():
+        mask = torch.from_numpy(one.mask).float()[None, None]
+        covered[..., DEFECTS.index(one.defect)] = torch.nn.functional.adaptive_avg_pool2d(mask, grid_hw)[0, 0]
+    return covered
+
+
+def _cells(model: Model, photographs: Sequence[Photograph]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What the decoder reads of each cell of the patch grid, and the cell's grey values, each (images, h, w, C)."""
+    assert model.decoder is not None
+    read, seen = [], []
+    for one in photographs:
+        features = model.encode_image(one.image)
+        rows, columns = features.grid_hw
+        tokens = torch.cat([tap[0, model.decoder.config.num_prefix_tokens :] for tap in features.taps], dim=-1)
+        read.append(tokens.unflatten(0, (rows, columns)).numpy())
+        height, width = (side // cells for side, cells in zip(model.mask_input_hw, (rows, columns), strict=True))
+        grey = np.asarray(one.image.convert("L").resize((width * columns, height * rows)), dtype=np.float32)
+        seen.append(grey.reshape(rows, height, columns, width).swapaxes(1, 2).reshape(rows, columns, -1))
+    return np.stack(read), np.stack(seen)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
@@ -184,6 +245,7 @@ def main() -> None:
     embedded, pixels = ([_embeds(model, part) for part in (pool, test)], [_pixels(part) for part in (pool, test)])
     names, true = [one.defect for one in pool], [one.defect for one in test]
     rows[0]["chosen"] = chosen(model, None, embedded[1], true)
+    dense = [_cells(model, part) for part in (pool, test)] if model.can_segment else []
     for count in SIZES:
         with tempfile.TemporaryDirectory() as directory:
             settings = Settings(data_dir=Path(directory), checkpoint=arguments.checkpoint, device="cpu")
@@ -193,6 +255,9 @@ def main() -> None:
             row["chosen"] = chosen(model, version, embedded[1], true)
         row["probe"] = probe(embedded[0][:count], embedded[1], names[:count], true)
         row["pixels"] = probe(pixels[0][:count], pixels[1], names[:count], true)
+        for kind in range(2) if dense else ():
+            learned = dense_probe(dense[0][kind][:count], dense[1][kind], pool[:count], test)
+            row["dense"] = [*row.get("dense", []), float(np.mean(list(learned.values())))]
         rows.append(row)
         print(json.dumps(row), flush=True)
     page = _page(model, rows, len(test), arguments.note)
@@ -225,16 +290,18 @@ def _page(model: Model, rows: Sequence[dict[str, Any]], test: int, note: str) ->
     lines = [model.name, "", f"{test} images to measure on.{' ' if note else ''}{note}"]
     if model.can_segment:
         lines += [
-            "IoU where the defect is; *elsewhere*: share of other labels and images with a mark.",
+            "IoU where the defect is; *elsewhere*: share of other labels and images with a mark. *Probes*: mean IoU of",
+            "the regressions of cells, on what the decoder reads and on pixels.",
             "",
-            f"| annotated | {' | '.join(DEFECTS)} | mean | elsewhere | training, s |",
-            "|---|" + "---|" * (len(DEFECTS) + 3),
+            f"| annotated | {' | '.join(DEFECTS)} | mean | elsewhere | probes | training, s |",
+            "|---|" + "---|" * (len(DEFECTS) + 4),
         ]
         for row in rows:
             values = [row["iou"][name] for name in DEFECTS]
             figures = [
                 *(f"{value:.3f}" for value in (*values, np.mean(values))),
                 f"{row['iou']['marked elsewhere']:.2f}",
+                ", ".join(f"{value:.3f}" for value in row.get("dense", [])),
             ]
             lines.append(f"| {row['images']} | {' | '.join(figures)} | {row['seconds']:.0f} |")
     lines += ["", "The gate:", "", *(f"- {row['images']}: {row['gate']}" for row in rows[1:]), ""]

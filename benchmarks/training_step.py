@@ -13,6 +13,8 @@ from benchmarks.cases import PHRASES, ms, photograph
 from benchmarks.pairing import Samples, ratios, seconds
 from benchmarks.results import Row
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable, fit
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
+from training_jobs.recipes.fit_mask_head import fit as fit_head
 from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
 from vlm_core.model import Model
 from vlm_core.types import ImageFeatures
@@ -23,11 +25,12 @@ Tick = Callable[[float, float], None]
 
 
 def cached_step(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
-    """Both recipes at their own settings; what encoding a batch's images costs comes on top of each step."""
+    """All recipes at their own settings, on as many images; what encoding those costs comes on top of each step."""
     model = vlm_core.load(checkpoint, "cpu", "float32")
     decoder = model.decoder
     assert decoder is not None
     config, conditions = FinetuneConfig(steps=STEPS), ConditionsConfig(steps=STEPS)
+    head = MaskHeadConfig(steps=STEPS, batch_images=config.batch_images)
     images = [photograph((640, 480), seed) for seed in range(config.batch_images)]
     features = [model.encode_image(image) for image in images]
     for labels in (1, 5):
@@ -36,6 +39,7 @@ def cached_step(checkpoint: Path, _: Path, repeats: int) -> Iterator[Row]:
         about = range(labels)
         fits: dict[str, Callable[[Tick], object]] = {
             "conditions": lambda tick, e=examples, p=prompts, a=about: tune(decoder, e, p, a, conditions, config, tick),
+            "head": lambda tick, e=examples, p=prompts: fit_head(decoder.config, e, p, head, config, tick),
             "decoder": lambda tick, e=examples, p=prompts: fit(decoder, e, p, config, tick),
         }
         for name, learn in fits.items():

@@ -27,6 +27,8 @@ from training_jobs.errors import MemoryShortError
 from training_jobs.memory import short_memory_told
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable, fit
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
+from training_jobs.recipes.fit_mask_head import fit as fit_mask_head
 from training_jobs.recipes.micro_batches import MicroBatches
 from training_jobs.recipes.tune_conditions import ConditionsConfig, tune
 from vlm_core.demo.scenes import generate_scene
@@ -145,6 +147,31 @@ def test_fits_learn_what_they_learn_on_the_cpu(cpu: Model, gpu: Model) -> None:
     assert found_losses == pytest.approx(losses, rel=1e-2)
     assert losses[19] < 0.9 * losses[0]
     assert relative(found["conditions"], expected["conditions"]) < 1e-2
+
+
+def test_a_head_learns_what_it_learns_on_the_cpu(cpu: Model, gpu: Model) -> None:
+    found: list[list[float]] = []
+    for model, eager in ((cpu, False), (gpu, True), (gpu, False)):
+        losses: list[float] = []
+        parts = MicroBatches()
+        parts.most = 6 if eager else None
+        assert model.decoder is not None
+        examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
+        state = fit_mask_head(
+            model.decoder.config,
+            examples,
+            prompts,
+            MaskHeadConfig(steps=20, batch_images=6),
+            SHORT,
+            lambda share, loss, losses=losses: losses.append(loss),
+            parts,
+            model.device,
+        )
+        assert all(value.device.type == "cpu" for value in state.values())
+        found.append(losses)
+    assert found[0][19] < 0.9 * found[0][0]
+    assert found[1] == pytest.approx(found[0], rel=5e-2)
+    assert found[2] == pytest.approx(found[1], rel=1e-2)
 
 
 def test_recorded_steps_are_those_that_are_not_recorded(gpu: Model) -> None:
