@@ -150,7 +150,7 @@ class Climb:
             ]
             self._told = self._ask_options()
             self._states = [decoder_state(self._start)] * count
-            phrased, first = self._options(HEAD), self._options()
+            first, phrased = self._worth_it()
             options, told, state, share = first, self._of(first), decoder_state(self._start), 0.0
             fitted: list[State] = []
             if self._with_decoder and self._any_left(self._cuts(told)):
@@ -184,7 +184,7 @@ class Climb:
         """
         found = []
         for number, fold in enumerate(self._folds):
-            options, phrased = (self._options(*barred, without={number}) for barred in ((), (HEAD,)))
+            options, phrased = self._worth_it({number})
             options |= {label: phrased[label] for label in self._back}
             table, state = self._table(self._tables[number], options), self._states[number]
             cuts = self._cuts(self._of(options), without={number})
@@ -247,17 +247,32 @@ class Climb:
             told[HEAD] = self._tallies(answers, self._teachable)
         return told
 
-    def _options(self, *barred: Option, without: Collection[int] = ()) -> dict[int, Option]:
+    def _worth_it(self, without: Collection[int] = ()) -> tuple[dict[int, Option], dict[int, Option]]:
+        """Per label the best of its options, and the best without heads, as images say that are not of some folds.
+
+        At the price of false marks that all labels together come to: one that is marked nearly everywhere would not
+        pay, and would keep the gate from publishing the others, so it stays as it was.
+        """
+        chosen = self._options(without)
+        price, _ = self._priced_cuts(self._of(chosen), without)
+        chosen = self._options(without, price)
+        phrased = self._options(without, price, barred=HEAD)
+        # The decoder learns under the conditions under which it will be asked.
+        return chosen, {label: AS_CONFIGURED if chosen[label] == AS_CONFIGURED else phrased[label] for label in chosen}
+
+    def _options(
+        self, without: Collection[int] = (), price: float | None = None, barred: Option | None = None
+    ) -> dict[int, Option]:
         """Per label the best of its options that are not barred, as images say that are not of some folds."""
         if not self._folds:  # too few to choose: what is marked badly is learned, the rest is left alone
-            learned: Option = HEAD if self._with_head and HEAD not in barred else 1.0
+            learned: Option = HEAD if self._with_head and barred != HEAD else 1.0
             return {label: learned if label in self._teachable else AS_CONFIGURED for label in self._all}
         chosen: dict[int, Option] = {}
         for label in self._all:
             scores = {
-                option: self._cut(label, _joined(told[label], without)).score
+                option: self._cut(label, _joined(told[label], without), price).score
                 for option, told in self._told.items()
-                if label in told and option not in barred
+                if label in told and option != barred
             }
             best = max(scores, key=lambda option: scores[option])
             worth = scores[best] >= scores[AS_CONFIGURED] + self._config.least_gain
@@ -382,9 +397,14 @@ class Climb:
         return told
 
     def _cuts(self, told: Told, without: Collection[int] = ()) -> dict[int, Calibration]:
-        """Each label's cut; the price of marking what is not there rises until it happens no more than before."""
+        """Each label's cut."""
+        return self._priced_cuts(told, without)[1]
+
+    def _priced_cuts(self, told: Told, without: Collection[int] = ()) -> tuple[float, dict[int, Calibration]]:
+        """The price of marking what is not there, and each label's cut at it: it rises until that happens no more than
+        before, or is the dearest."""
         if not told:
-            return {}
+            return self._config.absent_cost, {}
         tallies = {label: _joined(one, without) for label, one in told.items()}
         plain = {label: measure(_joined(one, without), 0.0) for label, one in self._told[AS_CONFIGURED].items()}
         cases = {label: sum(not tally.there for tally in found) for label, found in tallies.items()}
@@ -396,7 +416,7 @@ class Climb:
                 for label, found in tallies.items()
             }
             if _absent(cuts, cases) <= most or cost >= _DEAREST:
-                return cuts
+                return cost, cuts
             cost = max(0.1, 1.5 * cost)
 
     def _cut(

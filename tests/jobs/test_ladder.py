@@ -175,6 +175,24 @@ def test_a_decoder_that_marks_a_label_better_than_its_head_takes_it_back() -> No
     assert learned.chosen["labels"]["second"]["iou"] > short.chosen["labels"]["second"]["iou"] + 0.01
 
 
+def test_a_label_that_would_be_marked_everywhere_stays_as_it_was_and_keeps_no_other_back() -> None:
+    """One label is where channel 0 says so; the other one is in half of the images, at places that nothing tells."""
+    start, some = make_decoder(), []
+    with torch.no_grad():
+        start.transposed_convolution.bias -= 10.0  # it marks nothing
+    for number, item in enumerate(examples(range(48))):
+        random = np.zeros((8, 8), dtype=np.uint8)
+        if number % 2:
+            random[2 * (number // 2 % 4) :][:2] = 255
+        some.append(replace(item, targets=tuple(np.stack([target[0], random]) for target in item.targets)))
+    cheap = climb(start, some, head_from=4, absent_cost=0.0, most_absent_rise=1.0).learn().chosen["labels"]
+    assert [cheap[name]["answered_by"] for name in LABELS.names] == [HEAD, HEAD]
+    assert cheap["second"]["absent_marked"] > 0.5
+    dear = climb(start, some, head_from=4, absent_cost=0.0).learn().chosen["labels"]
+    assert [dear[name]["answered_by"] for name in LABELS.names] == [HEAD, AS_CONFIGURED]
+    assert dear["second"]["absent_marked"] == 0.0
+
+
 def phases_of(start: CLIPSegDecoder, **changed: Any) -> list[str]:
     phases: list[str] = []
     climb(start, examples(range(32)), tick=lambda phase, share, loss: phases.append(phase), **changed).learn()
