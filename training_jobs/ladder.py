@@ -53,6 +53,8 @@ Told = dict[int, list[list[Tally]]]
 Answer = tuple[int, NDArray[np.float32], NDArray[np.uint8]]
 """A label, its logits and its target, (h, w) each."""
 
+_SAY_ENOUGH = 12
+"""Images of a fold that may say that the decoder does not pay."""
 _MOST_THREADS = 8
 """That count what images say."""
 AS_CONFIGURED = "as configured"
@@ -150,17 +152,17 @@ class Climb:
             ]
             self._told = self._ask_options()
             self._states = [decoder_state(self._start)] * count
-            first, phrased = self._worth_it()
+            first, phrased = self._options(), self._options(barred=HEAD)
             options, told, state, share = first, self._of(first), decoder_state(self._start), 0.0
             fitted: list[State] = []
             if self._with_decoder and self._any_left(self._cuts(told)):
                 tables = [self._table(one, phrased) for one in self._tables]
                 for number, (fold, one) in enumerate(zip(self._folds, tables, strict=True), 1):
                     fitted.append(self._fit(fold.fitted, one, f"trying the decoder, {number} of {count}"))
-                    if number in (1, count):
+                    if number == count or (number == 1 and len(fold.asked) >= _SAY_ENOUGH):
                         share, told, options = self._share(fitted, tables, self._of(first), phrased, first)
-                    if not share:  # fits are long: where the first fold's images say that it does not pay, it is left
-                        break
+                        if not share:  # fits are long: what does not pay on the first fold's images is left
+                            break
             table = self._prompts.conditions.clone().float()
             if share or any(isinstance(option, float) for option in options.values()):
                 table = self._tuned(self._examples, "learning phrases")
@@ -184,7 +186,7 @@ class Climb:
         """
         found = []
         for number, fold in enumerate(self._folds):
-            options, phrased = self._worth_it({number})
+            options, phrased = self._options({number}), self._options({number}, HEAD)
             options |= {label: phrased[label] for label in self._back}
             table, state = self._table(self._tables[number], options), self._states[number]
             cuts = self._cuts(self._of(options), without={number})
@@ -247,33 +249,24 @@ class Climb:
             told[HEAD] = self._tallies(answers, self._teachable)
         return told
 
-    def _worth_it(self, without: Collection[int] = ()) -> tuple[dict[int, Option], dict[int, Option]]:
-        """Per label the best of its options, and the best without heads, as images say that are not of some folds.
+    def _options(self, without: Collection[int] = (), barred: Option | None = None) -> dict[int, Option]:
+        """Per label the best of its options that are not barred, as images say that are not of some folds.
 
-        At the price of false marks that all labels together come to: one that is marked nearly everywhere would not
-        pay, and would keep the gate from publishing the others, so it stays as it was.
+        A label that would be marked nearly everywhere stays as it was: it helps nobody, and the gate would not publish
+        the others with it.
         """
-        chosen = self._options(without)
-        price, _ = self._priced_cuts(self._of(chosen), without)
-        chosen = self._options(without, price)
-        phrased = self._options(without, price, barred=HEAD)
-        # The decoder learns under the conditions under which it will be asked.
-        return chosen, {label: AS_CONFIGURED if chosen[label] == AS_CONFIGURED else phrased[label] for label in chosen}
-
-    def _options(
-        self, without: Collection[int] = (), price: float | None = None, barred: Option | None = None
-    ) -> dict[int, Option]:
-        """Per label the best of its options that are not barred, as images say that are not of some folds."""
         if not self._folds:  # too few to choose: what is marked badly is learned, the rest is left alone
             learned: Option = HEAD if self._with_head and barred != HEAD else 1.0
             return {label: learned if label in self._teachable else AS_CONFIGURED for label in self._all}
         chosen: dict[int, Option] = {}
         for label in self._all:
-            scores = {
-                option: self._cut(label, _joined(told[label], without), price).score
+            cuts = {
+                option: self._cut(label, _joined(told[label], without))
                 for option, told in self._told.items()
                 if label in told and option != barred
             }
+            most = max(self._config.most_marked, cuts[AS_CONFIGURED].marked or 0.0)
+            scores = {option: cut.score for option, cut in cuts.items() if (cut.marked or 0.0) <= most}
             best = max(scores, key=lambda option: scores[option])
             worth = scores[best] >= scores[AS_CONFIGURED] + self._config.least_gain
             chosen[label] = best if worth else AS_CONFIGURED
@@ -397,14 +390,9 @@ class Climb:
         return told
 
     def _cuts(self, told: Told, without: Collection[int] = ()) -> dict[int, Calibration]:
-        """Each label's cut."""
-        return self._priced_cuts(told, without)[1]
-
-    def _priced_cuts(self, told: Told, without: Collection[int] = ()) -> tuple[float, dict[int, Calibration]]:
-        """The price of marking what is not there, and each label's cut at it: it rises until that happens no more than
-        before, or is the dearest."""
+        """Each label's cut; the price of marking what is not there rises until it happens no more than before."""
         if not told:
-            return self._config.absent_cost, {}
+            return {}
         tallies = {label: _joined(one, without) for label, one in told.items()}
         plain = {label: measure(_joined(one, without), 0.0) for label, one in self._told[AS_CONFIGURED].items()}
         cases = {label: sum(not tally.there for tally in found) for label, found in tallies.items()}
@@ -416,7 +404,7 @@ class Climb:
                 for label, found in tallies.items()
             }
             if _absent(cuts, cases) <= most or cost >= _DEAREST:
-                return cost, cuts
+                return cuts
             cost = max(0.1, 1.5 * cost)
 
     def _cut(

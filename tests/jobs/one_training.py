@@ -11,6 +11,7 @@ from backend.versions import VersionStore
 from tests.jobs.label_studio import TOKEN, LabelStudio
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import FinetuneConfig
+from training_jobs.recipes.fit_mask_head import MaskHeadConfig
 from training_jobs.recipes.tune_conditions import ConditionsConfig
 from training_jobs.training import train_version
 from training_jobs.version_record import Result
@@ -18,12 +19,23 @@ from training_jobs.version_record import Result
 QUICK = RecipeConfig(
     folds=2,
     choose_from=4,
+    head_from=10_000,
     decoder_from=8,
     least_images_known=3,
     conditions=ConditionsConfig(steps=30),
     decoder=FinetuneConfig(steps=60, learning_rate=5e-3, pull=0.0, encoded_views=30, interpolations=(1.0,), threads=1),
 )
-"""Learns the colours of `tests.jobs.label_studio.picture` in seconds."""
+"""Learns the colours of `tests.jobs.label_studio.picture` in seconds, with the decoder."""
+
+HEADED = QUICK.model_copy(
+    update={
+        "head_from": 4,
+        "decoder_from": 10_000,
+        "head": MaskHeadConfig(steps=80, hidden=16, weight_decay=0.1),
+        "conditions": ConditionsConfig(steps=2),
+    }
+)
+"""The same, with a head."""
 
 
 def train(

@@ -11,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+import vlm_core
 from backend.settings import Settings
 from backend.version_report import read_picture, read_report
 from backend.versions import VersionStore
 from tests.jobs.label_studio import LabelStudio, brush, corrected_project, picture, serve
-from tests.jobs.one_training import QUICK, train
+from tests.jobs.one_training import HEADED, QUICK, train
 from training_jobs import training
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.fit_checkpoints import FitCheckpoints
@@ -87,10 +89,11 @@ def test_a_better_version_is_published_with_all_that_there_is_to_know(project: L
         "trying phrases, 1 of 2",
         "trying phrases, 2 of 2",
         "choosing",
-        "learning phrases",
         "trying the decoder, 1 of 2",
+        "choosing",
         "trying the decoder, 2 of 2",
         "choosing",
+        "learning phrases",
         "learning the decoder",
         "choosing",
         "comparing",
@@ -237,9 +240,8 @@ def test_a_training_that_was_cut_goes_on_after_its_last_fit_and_ends_with_the_sa
     with pytest.raises(ImagesAwayError):
         run(project, settings, report=cut)
     kept = sorted((settings.data_dir / "projects" / "7" / "training").rglob("*.fit"))
-    # Two folds' phrases and those of all images, and the first fold's decoder.
+    # Two folds' phrases, and the first fold's decoder.
     assert [path.stem for path in kept] == [
-        "learning-phrases",
         "trying-phrases-1-of-2",
         "trying-phrases-2-of-2",
         "trying-the-decoder-1-of-2",
@@ -261,10 +263,46 @@ def test_a_training_that_was_cut_goes_on_after_its_last_fit_and_ends_with_the_sa
     assert fitted == [
         *(["trying the decoder, 1 of 2"] if damage else []),
         "trying the decoder, 2 of 2",
+        "learning phrases",
         "learning the decoder",
     ]
     assert equal(weights(settings, 1), weights(undisturbed, 1))
     assert not (settings.data_dir / "projects" / "7" / "training").exists()
+
+
+def test_a_training_with_a_head_goes_on_with_the_same_bits_and_its_version_serves(
+    project: LabelStudio, settings: Settings
+) -> None:
+    undisturbed = settings.model_copy(update={"data_dir": settings.data_dir.with_name("undisturbed")})
+    phases: list[str] = []
+    result = run(project, undisturbed, config=HEADED, report=lambda phase, share, loss: phases.append(phase))
+    assert result.outcome == "published", result.reason
+    fits = ["trying a head, 1 of 2", "trying a head, 2 of 2", "learning a head"]
+    assert [phase for phase in dict.fromkeys(phases) if "head" in phase] == fits
+
+    def cut(phase: str, share: float, loss: float | None) -> None:
+        if phase == "learning a head":
+            raise ImagesAwayError("as if it were killed")
+
+    with pytest.raises(ImagesAwayError):
+        run(project, settings, config=HEADED, report=cut)
+    kept = sorted(path.stem for path in (settings.data_dir / "projects" / "7" / "training").rglob("*head*.fit"))
+    assert kept == ["trying-a-head-1-of-2", "trying-a-head-2-of-2"]
+    assert run(project, settings, config=HEADED).outcome == "published"
+    assert equal(weights(settings, 1), weights(undisturbed, 1))
+
+    version = VersionStore(settings.data_dir).current(7)
+    assert version is not None
+    answered_by = {name: one["answered_by"] for name, one in version.manifest.recipe.chosen["labels"].items()}
+    assert set(answered_by.values()) == {"head"}
+    model = vlm_core.load(settings.checkpoint, "cpu", "float32")
+    served = model.with_learned(version.load_weights())
+    assert served.mask_head is not None
+    image = Image.fromarray(picture(3)[0])
+    asked = [*served.mask_head.phrases, "a phrase of another project"]
+    before, after = (each.segment(image, asked).logits for each in (model, served))
+    assert torch.equal(before[-1], after[-1])
+    assert not torch.allclose(before[:-1], after[:-1], atol=0.1)
 
 
 def test_another_correction_makes_a_training_begin_anew(project: LabelStudio, settings: Settings) -> None:
@@ -281,7 +319,7 @@ def test_another_correction_makes_a_training_begin_anew(project: LabelStudio, se
     project.change(project.annotations[1][0])
     with pytest.raises(ImagesAwayError):
         run(project, settings, report=cut)
-    assert len(before) == len(kept()) == 2
+    assert len(before) == len(kept()) == 4
     assert not before & kept()
 
 

@@ -48,6 +48,7 @@ def label_studio() -> Iterator[LabelStudio]:
 RECIPE = {
     "choose_from": 4,
     "folds": 2,
+    "head_from": 10_000,
     "decoder_from": 4,
     "conditions": {"steps": 10},
     "decoder": {"steps": 120, "learning_rate": 0.005, "pull": 0, "encoded_views": 32, "interpolations": [1.0]},

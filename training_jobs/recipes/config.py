@@ -88,6 +88,12 @@ class RecipeConfig(BaseModel):
     head_from: int = Field(
         default=4, ge=1, description="Training images from which labels may get a head beside the decoder."
     )
+    most_marked: float = Field(
+        default=0.7,
+        ge=0,
+        le=1,
+        description="Share of images without a label in which it may be marked; else what was learned is not used.",
+    )
     decoder_from: int = Field(default=60, ge=4, description="Training images from which the decoder learns too.")
     most_label_loss: float = Field(
         default=0.03, ge=0, description="In IoU, that a label may pay for fewer false marks."
