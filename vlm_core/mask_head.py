@@ -25,7 +25,7 @@ _PHRASE = PREFIX + "phrase."
 _BODY = PREFIX + "body."
 _MOST_CELLS = 4
 """Of a patch along one side that a head tells apart: finer than that its answer is interpolated. On the demo's scenes
-more gained nothing (benchmarks/learning.md) and cost four times as much."""
+more gained nothing (docs/decisions/adapting-ladder.md) and took twice the time."""
 
 Kept = tuple[Tensor, Tensor]
 """While training, what dropout keeps of the inputs and of the hidden channels: (B, inputs) and (B, hidden)."""

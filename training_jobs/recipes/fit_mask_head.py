@@ -28,6 +28,7 @@ from training_jobs.recipes.finetune_decoder import (
     corrections_loss,
 )
 from training_jobs.recipes.micro_batches import Backward, MicroBatches
+from training_jobs.recipes.schedule import rise_and_fall
 from vlm_core.clipseg import DecoderConfig
 from vlm_core.mask_head import Kept, MaskHead
 
@@ -93,11 +94,7 @@ def fit(
     optimiser = torch.optim.AdamW(
         head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
-    warmup = max(1, round(config.warmup_share * config.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / warmup, (config.steps - step) / max(1, config.steps - warmup)),
-    )
+    schedule = rise_and_fall(optimiser, config.steps, config.warmup_share)
     batch = batches.draw()
     # Drawn before a step and not within it: a step that is taken in parts, or recorded, must draw nothing.
     kept: Kept = (

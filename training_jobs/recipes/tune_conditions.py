@@ -26,6 +26,7 @@ from training_jobs.recipes.finetune_decoder import (
     corrections_loss,
 )
 from training_jobs.recipes.micro_batches import Backward, MicroBatches, share
+from training_jobs.recipes.schedule import rise_and_fall
 from vlm_core.clipseg import CLIPSegDecoder
 
 
@@ -88,11 +89,7 @@ def tune(
     size = start[rows].square().mean().sqrt()
     moved = torch.zeros(len(rows), start.shape[1], device=device, requires_grad=True)
     optimiser = torch.optim.Adam([moved], lr=config.learning_rate, fused=device.type == "cuda")
-    warmup = max(1, round(config.warmup_share * config.steps))
-    schedule = torch.optim.lr_scheduler.LambdaLR(
-        optimiser,
-        lambda step: min((step + 1) / warmup, (config.steps - step) / max(1, config.steps - warmup)),
-    )
+    schedule = rise_and_fall(optimiser, config.steps, config.warmup_share)
     shared = shared.model_copy(update={"batch_images": config.batch_images})
     batches = Batches(about, prompts, shared, np.random.default_rng([shared.seed, 29]), device)
     places = torch.tensor(rows, device=device)
