@@ -277,6 +277,12 @@ class Settings(BaseSettings):
         description="Changed settings of the training recipe: a YAML file's path, or YAML like {decoder_from: 100}; "
         "`vlm train recipe` prints all of them.",
     )
+    train_devices: str | None = Field(
+        None,
+        validation_alias=AliasChoices("VLM_TRAIN_DEVICES"),
+        description="Devices that share the fits of one training, like cuda:0,cuda:1, or all: every GPU there is. "
+        "Default: the one of VLM_DEVICE.",
+    )
 
     @field_validator("device")
     @classmethod
@@ -284,6 +290,16 @@ class Settings(BaseSettings):
         if not _DEVICE.fullmatch(value):
             raise ValueError("use auto, cpu, cuda, cuda:N or mps")
         return value
+
+    @field_validator("train_devices")
+    @classmethod
+    def _known_devices(cls, value: str | None) -> str | None:
+        if value is None or value.strip() == "all":
+            return value
+        names = [name.strip() for name in value.split(",")]
+        if wrong := [name for name in names if name == "auto" or not _DEVICE.fullmatch(name)]:
+            raise ValueError(f"{wrong[0]!r} is no device: name some, like cuda:0,cuda:1, or use all")
+        return ",".join(names)
 
     @field_validator("log_level", mode="before")
     @classmethod

@@ -12,6 +12,7 @@ from __future__ import annotations
 import logging
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -28,7 +29,7 @@ Tensors = dict[str, Tensor]
 
 
 class FitCheckpoints:
-    """Of one training; those of others are removed when something is kept."""
+    """Of one training; those of others are removed when something is kept. Safe to share between threads."""
 
     def __init__(self, directory: Path, fingerprint: str) -> None:
         """Nothing is read or written yet.
@@ -39,6 +40,7 @@ class FitCheckpoints:
         """
         self._all = directory / "training"
         self._own = self._all / fingerprint[:32]
+        self._keeping = threading.Lock()
 
     def get_or_fit(self, name: str, fit: Callable[[], Mapping[str, Tensor]]) -> Tensors:
         """What this fit came to before; else `fit` runs, and what it comes to is kept.
@@ -68,7 +70,8 @@ class FitCheckpoints:
         shutil.rmtree(self._all, ignore_errors=True)
 
     def _keep(self, path: Path, tensors: Tensors) -> None:
-        if not self._own.exists():
-            self.clear()
-            self._own.mkdir(parents=True, exist_ok=True)
+        with self._keeping:
+            if not self._own.exists():
+                self.clear()
+                self._own.mkdir(parents=True, exist_ok=True)
         atomic.write_bytes(path, seal(save(tensors)))

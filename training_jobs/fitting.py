@@ -11,6 +11,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backend.label_studio.config import PredictionPlan
@@ -45,6 +46,7 @@ class Project:
         current: the version that serves now; None for the base model.
         features: what the encoder says of the images.
         config: of the recipe.
+        devices: that share the fits; empty: the model's.
     """
 
     project_id: int
@@ -54,6 +56,7 @@ class Project:
     current: StoredVersion | None
     features: FeatureCache
     config: RecipeConfig
+    devices: Sequence[torch.device] = ()
 
     @property
     def decoder(self) -> CLIPSegDecoder:

@@ -24,39 +24,37 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from backend.manifest import Cuts
-from training_jobs import split
-from training_jobs.ahead import ahead
+from training_jobs.copies import Copies
+from training_jobs.cross_validation import (
+    Fold,
+    Told,
+    absent_marked,
+    answers_of_decoder,
+    answers_of_head,
+    folds_of,
+    joined,
+    mean_iou,
+    told_by,
+)
 from training_jobs.fit_checkpoints import FitCheckpoints
+from training_jobs.fit_progress import FitProgress, FitTick, Tick
 from training_jobs.recipes import finetune_decoder, fit_mask_head, tune_conditions
 from training_jobs.recipes.calibrate import Calibration, Tally, calibrate, measure
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, State, decoder_state, interpolate
-from training_jobs.recipes.micro_batches import MicroBatches
-from training_jobs.recipes.resident import resident
+from training_jobs.side_by_side import Place, Places
 from vlm_core.clipseg import CLIPSegDecoder
 from vlm_core.learned_conditions import join_state
-from vlm_core.mask_head import MaskHead, join_mask_head
-
-Tick = Callable[[str, float, float | None], None]
-"""Called often with phase, done share of the whole (0 to 1) and, while fitting, loss; may raise to give up."""
+from vlm_core.mask_head import join_mask_head
 
 Option = str | float
 """Of how a label is answered: one of the names below, or how far its conditions go from the text's towards what was
 learned."""
-Told = dict[int, list[list[Tally]]]
-"""Per label and fold what images say that the fold's model has not learned from."""
-
-Answer = tuple[int, NDArray[np.float32], NDArray[np.uint8]]
-"""A label, its logits and its target, (h, w) each."""
-
 _SAY_ENOUGH = 12
 """Images of a fold that may say that the decoder does not pay."""
-_MOST_THREADS = 8
-"""That count what images say."""
 AS_CONFIGURED = "as configured"
 MEAN = "mean of the phrases"
 HEAD = "head"
@@ -107,49 +105,52 @@ class Climb:
         config: RecipeConfig,
         tick: Tick,
         checkpoints: FitCheckpoints | None = None,
+        devices: Sequence[torch.device] = (),
     ) -> None:
         """Nothing is learned yet.
 
         Args:
-            start: the base model's decoder; not changed. Its device is where training runs.
+            start: the base model's decoder; not changed. Its device is where answers are compared.
             examples: at least one, each image once. **Only** training images.
             prompts: of the labels, with the conditions of the text encoder.
             labels: their names and phrases.
             config: all settings. With equal input and threads, two runs on a CPU give equal bits.
             tick: see `Tick`.
             checkpoints: where fits that are finished are found again; None: nowhere.
+            devices: that take fits, one each time that they are named; empty: the decoder's takes one after the other.
 
         Raises:
             ValueError: no example.
         """
         self._checkpoints = checkpoints
-        self._parts = MicroBatches()
         if not examples:
             raise ValueError("nothing to train on: give at least one corrected image")
         ordered = sorted(examples, key=lambda example: example.image)  # the order of arrival changes nothing
-        ordered = resident(ordered, next(start.parameters()).device)
-        self._start, self._examples, self._prompts = start, ordered, prompts
+        here = next(start.parameters()).device
+        self._places = Places(devices or [here])
+        self._start, self._prompts = start, prompts
+        self._copies = Copies(start, ordered)
+        self._examples = ordered = self._copies.on(here).examples
         self._labels, self._config = labels, config
         self._all = range(len(labels.names))
         self._back: list[int] = []
-        self._folds = _folds(ordered, config.folds) if len(ordered) >= config.choose_from else []
+        self._folds = folds_of(ordered, config.folds) if len(ordered) >= config.choose_from else []
         self._with_head = len(ordered) >= config.head_from
         self._with_decoder = bool(self._folds) and len(ordered) >= config.decoder_from
-        self._work = _Work(tick, config, len(self._folds), with_decoder=self._with_decoder)
+        self._work = FitProgress(tick, config, len(self._folds), with_decoder=self._with_decoder)
 
     def learn(self) -> Learned:
         """Adapt to all examples, as far as cross-validation says that it pays."""
         with _threads(self._config.decoder.threads), _tensor_cores():
             self._teachable = self._badly_marked()
             count = len(self._folds)
-            self._tables = [
-                self._tuned(fold.fitted, f"trying phrases, {number} of {count}")
-                for number, fold in enumerate(self._folds, 1)
+            trials = [
+                *(partial(self._tuned, one.fitted, f"trying phrases, {k} of {count}") for k, one in self._numbered()),
+                *(partial(self._head, one.fitted, f"trying a head, {k} of {count}") for k, one in self._numbered()),
             ]
-            self._heads = [
-                self._head(fold.fitted, f"trying a head, {number} of {count}")
-                for number, fold in enumerate(self._folds, 1)
-            ]
+            with closing(self._places.each(trials)) as states:
+                found = list(states)
+            self._tables, self._heads = [state["conditions"] for state in found[:count]], found[count:]
             self._told = self._ask_options()
             self._states = [decoder_state(self._start)] * count
             first, phrased = self._options(), self._options(barred=HEAD)
@@ -157,21 +158,34 @@ class Climb:
             fitted: list[State] = []
             if self._with_decoder and self._any_left(self._cuts(told)):
                 tables = [self._table(one, phrased) for one in self._tables]
-                for number, (fold, one) in enumerate(zip(self._folds, tables, strict=True), 1):
-                    fitted.append(self._fit(fold.fitted, one, f"trying the decoder, {number} of {count}"))
-                    if number == count or (number == 1 and len(fold.asked) >= _SAY_ENOUGH):
-                        share, told, options = self._share(fitted, tables, self._of(first), phrased, first)
-                        if not share:  # fits are long: what does not pay on the first fold's images is left
-                            break
+                fits = [
+                    partial(self._fit, fold.fitted, tables[k - 1], f"trying the decoder, {k} of {count}")
+                    for k, fold in self._numbered()
+                ]
+                with closing(self._places.each(fits)) as states:
+                    for (number, fold), one in zip(self._numbered(), states, strict=True):
+                        fitted.append(one)
+                        if number == count or (number == 1 and len(fold.asked) >= _SAY_ENOUGH):
+                            share, told, options = self._share(fitted, tables, self._of(first), phrased, first)
+                            if not share:  # fits are long: what does not pay on the first fold's images is left
+                                break
             table = self._prompts.conditions.clone().float()
+            last: dict[str, Callable[[Place], State]] = {}
             if share or any(isinstance(option, float) for option in options.values()):
-                table = self._tuned(self._examples, "learning phrases")
+                last["conditions"] = partial(self._tuned, self._examples, "learning phrases")
+            if HEAD in options.values():
+                last["head"] = partial(self._head, self._examples, "learning a head")
+            with closing(self._places.each(last.values())) as states:
+                learned_last = dict(zip(last, states, strict=True))
+            if "conditions" in learned_last:
+                table = learned_last["conditions"]["conditions"]
             table = self._table(table, phrased)
             if share:
                 self._states = [interpolate(state, one, share) for one in fitted]
-                state = interpolate(state, self._fit(self._examples, table, "learning the decoder"), share)
-            head = self._head(self._examples, "learning a head") if HEAD in options.values() else None
-            learned = self._result(state, table, options, self._cuts(told), share, head)
+                fit = partial(self._fit, self._examples, table, "learning the decoder")
+                with closing(self._places.each([fit])) as states:
+                    state = interpolate(state, next(states), share)
+            learned = self._result(state, table, options, self._cuts(told), share, learned_last.get("head"))
         self._work.end()
         return learned
 
@@ -204,7 +218,7 @@ class Climb:
         found: dict[int, list[float]] = {}
         for example in self._examples:
             self._work.alive("looking at the labels")
-            for label, logits, target in _answers(self._start, example, self._prompts, set(self._all)):
+            for label, logits, target in answers_of_decoder(self._start, example, self._prompts, set(self._all)):
                 predicted, true = logits >= 0, target >= 128
                 if true.any():
                     found.setdefault(label, []).append(float((predicted & true).sum() / (predicted | true).sum()))
@@ -217,20 +231,21 @@ class Climb:
             >= (config.least_images if np.mean(values) < config.known_from else config.least_images_known)
         ]
 
-    def _tuned(self, examples: Sequence[Example], phase: str) -> Tensor:
-        """Conditions after tuning, (P, E)."""
+    def _tuned(self, examples: Sequence[Example], phase: str, place: Place) -> State:
+        """`conditions` after tuning, (P, E)."""
         about = [label for label in self._teachable if any(str(label) in example.present for example in examples)]
-        tick = self._work.begin(phase, "conditions")
         if not about:
-            return self._prompts.conditions.clone()
-        config = self._config
+            self._work.skip(phase, "conditions")
+            return {"conditions": self._prompts.conditions.clone()}
 
-        def fit() -> State:
-            shared, own, parts = config.decoder, config.conditions, self._parts
-            tuned = tune_conditions.tune(self._start, examples, self._prompts, about, own, shared, tick, parts)
-            return {"conditions": tuned}
+        def fit(tick: FitTick) -> State:
+            shared, own, at = self._config.decoder, self._config.conditions, self._copies.on(place.device)
+            seen = at.of(examples)
+            return {
+                "conditions": tune_conditions.tune(at.decoder, seen, self._prompts, about, own, shared, tick, at.parts)
+            }
 
-        return self._once(phase, fit)["conditions"]
+        return self._once(phase, "conditions", place, fit)
 
     def _ask_options(self) -> dict[Option, Told]:
         """What images say of each option, of the labels that have it."""
@@ -245,8 +260,8 @@ class Climb:
         if all(self._heads):
             device = next(self._start.parameters()).device
             heads = [fit_mask_head.head_of(self._start.config, state, device) for state in self._heads]
-            answers = [partial(_answers_of_head, head, labels=set(self._teachable)) for head in heads]
-            told[HEAD] = self._tallies(answers, self._teachable)
+            answers = [partial(answers_of_head, head, labels=set(self._teachable)) for head in heads]
+            told[HEAD] = told_by(self._folds, answers, self._teachable, self._work.alive)
         return told
 
     def _options(self, without: Collection[int] = (), barred: Option | None = None) -> dict[int, Option]:
@@ -261,7 +276,7 @@ class Climb:
         chosen: dict[int, Option] = {}
         for label in self._all:
             cuts = {
-                option: self._cut(label, _joined(told[label], without))
+                option: self._cut(label, joined(told[label], without))
                 for option, told in self._told.items()
                 if label in told and option != barred
             }
@@ -287,35 +302,34 @@ class Climb:
                 table[rows] = torch.lerp(table[rows], tuned[rows], option)
         return table
 
-    def _head(self, examples: Sequence[Example], phase: str) -> State:
+    def _head(self, examples: Sequence[Example], phase: str, place: Place) -> State:
         """The weights of a head after learning; empty where there is nothing to teach it."""
-        tick = self._work.begin(phase, "head")
         if not (self._teachable and self._with_head):
+            self._work.skip(phase, "head")
             return {}
 
-        def fit() -> State:
-            own, shared = self._config.head, self._config.decoder
-            device = next(self._start.parameters()).device
-            return fit_mask_head.fit(
-                self._start.config, examples, self._prompts, own, shared, tick, self._parts, device
-            )
+        def fit(tick: FitTick) -> State:
+            own, shared, at = self._config.head, self._config.decoder, self._copies.on(place.device)
+            seen = at.of(examples)
+            return fit_mask_head.fit(self._start.config, seen, self._prompts, own, shared, tick, at.parts, place.device)
 
-        return self._once(phase, fit)
+        return self._once(phase, "head", place, fit)
 
     # --- decoder -------------------------------------------------------------------------------------------
-    def _fit(self, examples: Sequence[Example], table: Tensor, phase: str) -> State:
-        tick = self._work.begin(phase, "decoder")
-        prompts = replace(self._prompts, conditions=table)
-        config = self._config.decoder
+    def _fit(self, examples: Sequence[Example], table: Tensor, phase: str, place: Place) -> State:
+        def fit(tick: FitTick) -> State:
+            prompts, at = replace(self._prompts, conditions=table), self._copies.on(place.device)
+            return finetune_decoder.fit(at.decoder, at.of(examples), prompts, self._config.decoder, tick, at.parts)
 
-        def fit() -> State:
-            return finetune_decoder.fit(self._start, examples, prompts, config, tick, self._parts)
+        return self._once(phase, "decoder", place, fit)
 
-        return self._once(phase, fit)
-
-    def _once(self, phase: str, fit: Callable[[], State]) -> State:
+    def _once(self, phase: str, kind: str, place: Place, fit: Callable[[FitTick], State]) -> State:
         """What a fit comes to, found again where a former run of this training has finished it."""
-        return fit() if self._checkpoints is None else self._checkpoints.get_or_fit(phase, fit)
+        with self._work.of(phase, kind, place) as tick:
+            return fit(tick) if self._checkpoints is None else self._checkpoints.get_or_fit(phase, partial(fit, tick))
+
+    def _numbered(self) -> Iterator[tuple[int, Fold]]:
+        return enumerate(self._folds, 1)
 
     def _any_left(self, cuts: Mapping[int, Calibration]) -> bool:
         """Whether a label is still not marked well."""
@@ -343,7 +357,7 @@ class Climb:
         origin = decoder_state(self._start)
         unasked = range(len(fitted), len(self._folds))
         before = self._cuts(without, unasked)
-        best, found, share, chosen = _gain(before) + self._config.least_gain, without, 0.0, options
+        best, found, share, chosen = mean_iou(before) + self._config.least_gain, without, 0.0, options
         headed = [label for label, option in options.items() if option == HEAD]
         self._back = []
         for now in sorted(self._config.decoder.interpolations):
@@ -351,12 +365,12 @@ class Climb:
             back = [
                 label
                 for label in headed
-                if self._cut(label, _joined(told[label])).score
-                > self._cut(label, _joined(without[label], unasked)).score + self._config.least_gain
+                if self._cut(label, joined(told[label])).score
+                > self._cut(label, joined(without[label], unasked)).score + self._config.least_gain
             ]
             told |= {label: without[label] for label in headed if label not in back}
             cuts = self._cuts(told, unasked)
-            gain = _gain(cuts)
+            gain = mean_iou(cuts)
             paid = max((before[label].iou or 0.0) - (cuts[label].iou or 0.0) for label in self._all)
             if gain > best and paid <= self._config.most_label_loss:
                 best, found, share, self._back = gain, told, now, back
@@ -371,39 +385,24 @@ class Climb:
             decoder = copy.deepcopy(self._start).float()
             decoder.load_state_dict(state)
             prompts = replace(self._prompts, conditions=table)
-            answers.append(partial(_answers, decoder, prompts=prompts, labels=set(labels)))
-        return self._tallies(answers, labels)
-
-    def _tallies(self, answers: Sequence[Callable[[Example], Iterator[Answer]]], labels: Sequence[int]) -> Told:
-        """What the images of the first folds say of what answers for each."""
-        told: Told = {label: [[] for _ in self._folds] for label in labels}
-        if not told:
-            return told
-        threads = min(_MOST_THREADS, torch.get_num_threads())
-        for number, (fold, answers_of) in enumerate(zip(self._folds, answers, strict=False)):
-            asked = (answer for example in fold.asked for answer in answers_of(example))
-            with closing(ahead((partial(_tally, *answer) for answer in asked), threads)) as tallies:
-                for label, tally in tallies:
-                    self._work.alive()
-                    if tally is not None:
-                        told[label][number].append(tally)
-        return told
+            answers.append(partial(answers_of_decoder, decoder, prompts=prompts, labels=set(labels)))
+        return told_by(self._folds, answers, labels, self._work.alive)
 
     def _cuts(self, told: Told, without: Collection[int] = ()) -> dict[int, Calibration]:
         """Each label's cut; the price of marking what is not there rises until it happens no more than before."""
         if not told:
             return {}
-        tallies = {label: _joined(one, without) for label, one in told.items()}
-        plain = {label: measure(_joined(one, without), 0.0) for label, one in self._told[AS_CONFIGURED].items()}
+        tallies = {label: joined(one, without) for label, one in told.items()}
+        plain = {label: measure(joined(one, without), 0.0) for label, one in self._told[AS_CONFIGURED].items()}
         cases = {label: sum(not tally.there for tally in found) for label, found in tallies.items()}
-        most = _absent(plain, cases) + self._config.most_absent_rise
+        most = absent_marked(plain, cases) + self._config.most_absent_rise
         cost = self._config.absent_cost
         while True:
             cuts = {
                 label: self._cut(label, found, cost, least_iou=(plain[label].iou or 0.0) - self._config.most_label_loss)
                 for label, found in tallies.items()
             }
-            if _absent(cuts, cases) <= most or cost >= _DEAREST:
+            if absent_marked(cuts, cases) <= most or cost >= _DEAREST:
                 return cuts
             cost = max(0.1, 1.5 * cost)
 
@@ -454,74 +453,6 @@ class Climb:
         )
 
 
-@dataclass(frozen=True)
-class _Fold:
-    """Examples to learn from, and those that are asked afterwards."""
-
-    fitted: list[Example]
-    asked: list[Example]
-
-
-def _folds(examples: Sequence[Example], count: int) -> list[_Fold]:
-    """Parts of the examples, balanced over labels, each with all others to learn from."""
-    left = [(example.image, example.present) for example in examples]
-    found = []
-    for number in range(count):
-        out = split.choose_held_out(left, [], round(len(left) / (count - number)))
-        left = [(image, labels) for image, labels in left if image not in out]
-        fitted = [example for example in examples if example.image not in out]
-        found.append(_Fold(fitted, [example for example in examples if example.image in out]))
-    return found
-
-
-def _joined(told: Sequence[Sequence[Tally]], without: Collection[int] = ()) -> list[Tally]:
-    """What the images of all folds but some say."""
-    return [tally for number, found in enumerate(told) if number not in without for tally in found]
-
-
-def _absent(cuts: Mapping[int, Calibration], cases: Mapping[int, int]) -> float:
-    """Share of all cases without a label in which it is marked."""
-    return sum((cut.marked or 0.0) * cases[label] for label, cut in cuts.items()) / max(1, sum(cases.values()))
-
-
-def _gain(cuts: Mapping[int, Calibration]) -> float:
-    """Mean over labels of how well they are marked where they are."""
-    return float(np.mean([cut.iou for cut in cuts.values() if cut.iou is not None] or [0.0]))
-
-
-@torch.inference_mode()
-def _answers(decoder: CLIPSegDecoder, example: Example, prompts: PromptTable, labels: set[int]) -> Iterator[Answer]:
-    """What a decoder says of an example's labels, of its image as it is."""
-    device = next(decoder.parameters()).device
-    pairs = zip(example.labels, example.targets[0], strict=True)
-    asked = [(label, target) for label, target in pairs if label in labels]
-    if not asked:
-        return
-    taps = tuple(tap.to(device, torch.float32) for tap in example.views[0].taps)
-    rows = [row for label, _ in asked for row in prompts.groups[label]]
-    logits = decoder(taps, prompts.conditions[rows].to(device)[None], example.views[0].grid_hw)[0].cpu()
-    start = 0
-    for label, target in asked:
-        alternatives = len(prompts.groups[label])
-        yield label, logits[start : start + alternatives].amax(0).numpy(), target
-        start += alternatives
-
-
-@torch.inference_mode()
-def _answers_of_head(head: MaskHead, example: Example, labels: set[int]) -> Iterator[Answer]:
-    """What a head says of an example's labels, of its image as it is."""
-    view = example.views[0]
-    taps = [tap.to(head.mean.device, torch.float32) for tap in view.taps]
-    logits = head.on_grid(head(taps, view.grid_hw))[0].cpu().numpy()
-    for label, target in zip(example.labels, example.targets[0], strict=True):
-        if label in labels:
-            yield label, logits[label], target
-
-
-def _tally(label: int, logits: NDArray[np.float32], target: NDArray[np.uint8]) -> tuple[int, Tally | None]:
-    return label, Tally.of(logits, target)
-
-
 @contextmanager
 def _threads(count: int | None) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -543,35 +474,3 @@ def _tensor_cores() -> Iterator[None]:
         yield
     finally:
         products.fp32_precision = before
-
-
-class _Work:
-    """Progress over all that climbing does, by how long steps take."""
-
-    def __init__(self, tick: Tick, config: RecipeConfig, folds: int, *, with_decoder: bool) -> None:
-        self._tick = tick
-        self._costs = {
-            "conditions": float(config.conditions.steps),
-            "head": 0.3 * config.head.steps,
-            "decoder": 2.0 * config.decoder.steps,
-        }
-        self._total = (folds + 1) * sum(cost for kind, cost in self._costs.items() if kind != "decoder" or with_decoder)
-        self._done = 0.0
-
-    def begin(self, phase: str, kind: str) -> Callable[[float, float], None]:
-        """Progress of one fit."""
-        base, cost = self._done, self._costs[kind]
-        self._done += cost
-
-        def tick(share: float, loss: float) -> None:
-            self._tick(phase, min(1.0, (base + cost * share) / self._total), loss)
-
-        return tick
-
-    def end(self) -> None:
-        """Say that all is done: what did not pay was not trained to the end."""
-        self._tick("choosing", 1.0, None)
-
-    def alive(self, phase: str = "choosing") -> None:
-        """Say that it goes on, between fits."""
-        self._tick(phase, min(1.0, self._done / self._total), None)

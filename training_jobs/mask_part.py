@@ -52,6 +52,7 @@ def learn_masks(
         config,
         within(progress, 0.22, 0.99),
         checkpoints,
+        project.devices,
     )
     learned = climb.learn()
     progress("comparing", 0.99, None)

@@ -32,6 +32,7 @@ from training_jobs import split
 from training_jobs.acceptance import AcceptanceNotes, note_acceptance
 from training_jobs.annotation_state import Mark, Reading, Stamps
 from training_jobs.corrections import CorrectedImage, Corrections, ImageSource, Json, learned_names, read_corrections
+from training_jobs.devices import training_devices
 from training_jobs.errors import CannotTrainError, ImagesAwayError
 from training_jobs.features import FeatureCache
 from training_jobs.fit_checkpoints import FitCheckpoints
@@ -166,7 +167,8 @@ def _learn(
     if too_early is not None:
         return Result(*too_early, counts=counts)
 
-    bound_gpu_memory(settings)
+    devices = training_devices(settings)
+    bound_gpu_memory(settings, devices)
     model = vlm_core.load(settings.checkpoint, settings.device, "float32")
     if model.decoder is None and not tag_controls(plan):
         raise CannotTrainError(
@@ -176,7 +178,7 @@ def _learn(
     current = store.current(project_id)
     if current is not None and current.manifest.base.fingerprint != model.fingerprint:
         current = None  # of another checkpoint: the base model serves until there is a version of this one
-    project = Project(project_id, plan, corrections, model, current, features, config)
+    project = Project(project_id, plan, corrections, model, current, features, config, devices)
     assigned = split.assign(directory / "split.json", [(image.sha256, image.names) for image in corrections.images])
     training = [image for image in corrections.images if assigned[image.sha256] == "training"]
     held_out = [image for image in corrections.images if assigned[image.sha256] == "held out"]

@@ -132,7 +132,8 @@ class _Recorded:
         now.wait_stream(side)
         forget()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: fits on other GPUs, in other threads, may do meanwhile what a capture may not.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._loss = loss_of(self._batch, whole)
             self._loss.backward()  # type: ignore[no-untyped-call]  # torch has no annotation here
 
