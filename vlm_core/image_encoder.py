@@ -110,7 +110,11 @@ class ImageEncoder(nn.Module):
         self._adopt(vit, source)
         self.architecture = str(self.pretrained_cfg.get("architecture") or source.split(".")[0])
         size: Any = self.vit.patch_embed.img_size
-        self.model_args = {"img_size": list(size)} if size else {}
+        # What the weights' own config changes of the model; timm notes it for building the same one again.
+        given: Mapping[str, Any] = getattr(vit, "_model_args", {})
+        self.model_args = {name: value for name, value in given.items() if name != "num_classes"}
+        if size:
+            self.model_args["img_size"] = list(size)
         return self
 
     @property

@@ -196,6 +196,16 @@ def test_a_run_killed_between_its_last_state_and_its_checkpoint_is_completed(
     assert [row["step"] for row in rows(tmp_path / "run")] == [2]
 
 
+@pytest.mark.parametrize("image_size", [None, 48])
+def test_a_tower_whose_config_changes_the_model_can_be_built_again(tmp_path: Path, image_size: int | None) -> None:
+    image, _ = pretrained_towers(tmp_path)
+    found = ImageEncoder.pretrained(str(image), image_size)
+    again = ImageEncoder(found.architecture, json.loads(json.dumps(found.model_args)))
+    again.load_state_dict(found.state_dict())
+    pixels = torch.rand(1, 3, 48, 48)
+    assert torch.equal(again.eval()(pixels).pooled, found.eval()(pixels).pooled)
+
+
 def test_pretrained_towers_stay_as_they_are_and_the_projections_learn(tmp_path: Path, scenes: SceneSource) -> None:
     image, text = pretrained_towers(tmp_path)
     settings = TrainClipSettings(
