@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 from training_jobs.recipes.config import RecipeConfig
@@ -19,22 +19,23 @@ FitTick = Callable[[float, float], None]
 class FitProgress:
     """Of fits that run one after the other, or several at a time."""
 
-    def __init__(self, tick: Tick, config: RecipeConfig, folds: int, *, with_decoder: bool) -> None:
+    def __init__(self, tick: Tick, config: RecipeConfig, folds: int, kinds: Collection[str]) -> None:
         """Nothing is said yet.
 
         Args:
             tick: called by one thread at a time; once it has raised, all fits raise the same.
             config: says how many steps a fit has.
             folds: for each of which, and for all examples, there is a fit of each kind.
-            with_decoder: whether there will be fits of the decoder.
+            kinds: that there will be: "conditions", "head", "head with LoRA", "decoder".
         """
         self._tick = tick
         self._costs = {
             "conditions": float(config.conditions.steps),
             "head": 0.3 * config.head.steps,
+            "head with LoRA": 2.0 * config.head.steps,
             "decoder": 2.0 * config.decoder.steps,
         }
-        self._total = (folds + 1) * sum(cost for kind, cost in self._costs.items() if kind != "decoder" or with_decoder)
+        self._total = (folds + 1) * sum(self._costs[kind] for kind in kinds)
         self._done: dict[str, float] = {}
         self._said = threading.Lock()
         self._raised: BaseException | None = None

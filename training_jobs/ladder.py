@@ -2,7 +2,9 @@
 
 1. **Conditions or a head.** For each label: its phrases as they are, the mean of them where there are several, vectors
    learned from the masks (`recipes.tune_conditions`), all the way or half of it, or a head beside the decoder
-   (`recipes.fit_mask_head`). A label that nothing helps keeps its phrases, and is answered as before to the bit.
+   (`recipes.fit_mask_head`). A label that nothing helps keeps its phrases, and is answered as before to the bit. With
+   `lora_from` images or more a head is tried with which the image encoder's last blocks learn too (LoRA), for the head
+   alone; it is the head where it marks the labels better.
 2. **Decoder.** With `decoder_from` images or more, where a label is still not marked well, its weights too
    (`recipes.finetune_decoder`), starting from the conditions that the first rung has found, and only so far (WiSE-FT,
    zero included) as no label loses. A label that a head marks better keeps the head.
@@ -24,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from backend.manifest import Cuts
 from training_jobs.copies import Copies
@@ -106,6 +108,7 @@ class Climb:
         tick: Tick,
         checkpoints: FitCheckpoints | None = None,
         devices: Sequence[torch.device] = (),
+        blocks: Sequence[nn.Module] = (),
     ) -> None:
         """Nothing is learned yet.
 
@@ -118,6 +121,7 @@ class Climb:
             tick: see `Tick`.
             checkpoints: where fits that are finished are found again; None: nowhere.
             devices: that take fits, one each time that they are named; empty: the decoder's takes one after the other.
+            blocks: of the image encoder (`Model.adaptable_blocks`); not changed. Empty: none can learn.
 
         Raises:
             ValueError: no example.
@@ -129,7 +133,7 @@ class Climb:
         here = next(start.parameters()).device
         self._places = Places(devices or [here])
         self._start, self._prompts = start, prompts
-        self._copies = Copies(start, ordered)
+        self._copies, self._blocks = Copies(start, ordered, blocks), blocks
         self._examples = ordered = self._copies.on(here).examples
         self._labels, self._config = labels, config
         self._all = range(len(labels.names))
@@ -137,7 +141,12 @@ class Climb:
         self._folds = folds_of(ordered, config.folds) if len(ordered) >= config.choose_from else []
         self._with_head = len(ordered) >= config.head_from
         self._with_decoder = bool(self._folds) and len(ordered) >= config.decoder_from
-        self._work = FitProgress(tick, config, len(self._folds), with_decoder=self._with_decoder)
+        enough = config.lora_from is not None and len(ordered) >= config.lora_from
+        self._with_lora = self._with_head and bool(self._folds) and bool(blocks) and enough
+        self._lora = False
+        asked = {"head with LoRA": self._with_lora, "decoder": self._with_decoder}
+        kinds = ["conditions", "head", *(kind for kind, there in asked.items() if there)]
+        self._work = FitProgress(tick, config, len(self._folds), kinds)
 
     def learn(self) -> Learned:
         """Adapt to all examples, as far as cross-validation says that it pays."""
@@ -148,10 +157,16 @@ class Climb:
                 *(partial(self._tuned, one.fitted, f"trying phrases, {k} of {count}") for k, one in self._numbered()),
                 *(partial(self._head, one.fitted, f"trying a head, {k} of {count}") for k, one in self._numbered()),
             ]
+            if self._with_lora:
+                phase = "trying a head with LoRA"
+                trials += [
+                    partial(self._head, one.fitted, f"{phase}, {k} of {count}", lora=True)
+                    for k, one in self._numbered()
+                ]
             with closing(self._places.each(trials)) as states:
                 found = list(states)
-            self._tables, self._heads = [state["conditions"] for state in found[:count]], found[count:]
-            self._told = self._ask_options()
+            self._tables, self._heads = [state["conditions"] for state in found[:count]], found[count : 2 * count]
+            self._told = self._ask_options(found[2 * count :])
             self._states = [decoder_state(self._start)] * count
             first, phrased = self._options(), self._options(barred=HEAD)
             options, told, state, share = first, self._of(first), decoder_state(self._start), 0.0
@@ -174,7 +189,7 @@ class Climb:
             if share or any(isinstance(option, float) for option in options.values()):
                 last["conditions"] = partial(self._tuned, self._examples, "learning phrases")
             if HEAD in options.values():
-                last["head"] = partial(self._head, self._examples, "learning a head")
+                last["head"] = partial(self._head, self._examples, "learning a head", lora=self._lora)
             with closing(self._places.each(last.values())) as states:
                 learned_last = dict(zip(last, states, strict=True))
             if "conditions" in learned_last:
@@ -247,8 +262,13 @@ class Climb:
 
         return self._once(phase, "conditions", place, fit)
 
-    def _ask_options(self) -> dict[Option, Told]:
-        """What images say of each option, of the labels that have it."""
+    def _ask_options(self, with_lora: list[State]) -> dict[Option, Told]:
+        """What images say of each option, of the labels that have it.
+
+        Args:
+            with_lora: heads of the folds with which blocks of the encoder have learned; they become the heads where
+                they are better.
+        """
         origin = [decoder_state(self._start)] * len(self._folds)
         several = [label for label in self._all if len(self._prompts.groups[label]) > 1]
         able: dict[Option, Sequence[int]] = {AS_CONFIGURED: self._all, MEAN: several}
@@ -258,11 +278,23 @@ class Climb:
             tables = [self._table(one, dict.fromkeys(labels, option)) for one in self._tables]
             told[option] = self._ask(tables, origin, labels)
         if all(self._heads):
-            device = next(self._start.parameters()).device
-            heads = [fit_mask_head.head_of(self._start.config, state, device) for state in self._heads]
-            answers = [partial(answers_of_head, head, labels=set(self._teachable)) for head in heads]
-            told[HEAD] = told_by(self._folds, answers, self._teachable, self._work.alive)
+            told[HEAD] = self._ask_heads(self._heads)
+            if with_lora:
+                other = self._ask_heads(with_lora)
+                gain = [self._worth(label, other[label]) - self._worth(label, told[HEAD][label]) for label in other]
+                if np.mean(gain) >= self._config.least_gain:
+                    told[HEAD], self._heads, self._lora = other, with_lora, True
         return told
+
+    def _ask_heads(self, states: Sequence[State]) -> Told:
+        """What images say of the heads of all folds."""
+        device = next(self._start.parameters()).device
+        heads = [fit_mask_head.head_of(self._start.config, state, device, self._blocks) for state in states]
+        answers = [partial(answers_of_head, head, labels=set(self._teachable)) for head in heads]
+        return told_by(self._folds, answers, self._teachable, self._work.alive)
+
+    def _worth(self, label: int, told: Sequence[Sequence[Tally]]) -> float:
+        return self._cut(label, joined(told)).score
 
     def _options(self, without: Collection[int] = (), barred: Option | None = None) -> dict[int, Option]:
         """Per label the best of its options that are not barred, as images say that are not of some folds.
@@ -302,18 +334,22 @@ class Climb:
                 table[rows] = torch.lerp(table[rows], tuned[rows], option)
         return table
 
-    def _head(self, examples: Sequence[Example], phase: str, place: Place) -> State:
+    def _head(self, examples: Sequence[Example], phase: str, place: Place, *, lora: bool = False) -> State:
         """The weights of a head after learning; empty where there is nothing to teach it."""
+        kind = "head with LoRA" if lora else "head"
         if not (self._teachable and self._with_head):
-            self._work.skip(phase, "head")
+            self._work.skip(phase, kind)
             return {}
 
         def fit(tick: FitTick) -> State:
             own, shared, at = self._config.head, self._config.decoder, self._copies.on(place.device)
             seen = at.of(examples)
-            return fit_mask_head.fit(self._start.config, seen, self._prompts, own, shared, tick, at.parts, place.device)
+            blocks = at.blocks if lora else ()
+            return fit_mask_head.fit(
+                self._start.config, seen, self._prompts, own, shared, tick, at.parts, place.device, blocks
+            )
 
-        return self._once(phase, "head", place, fit)
+        return self._once(phase, kind, place, fit)
 
     # --- decoder -------------------------------------------------------------------------------------------
     def _fit(self, examples: Sequence[Example], table: Tensor, phase: str, place: Place) -> State:
@@ -437,7 +473,8 @@ class Climb:
         masks = {}
         if outputs:
             assert head  # learned where a label has chosen it
-            masks = join_mask_head(fit_mask_head.head_of(self._start.config, head, torch.device("cpu")), outputs)
+            made = fit_mask_head.head_of(self._start.config, head, torch.device("cpu"), self._blocks)
+            masks = join_mask_head(made, outputs)
         own = {names[label]: cut for label, cut in cuts.items() if names[label] not in self._labels.fixed_cut}
         by_label: dict[str, dict[str, Any]] = {names[label]: {"answered_by": options[label]} for label in self._all}
         for label, cut in cuts.items():
@@ -449,7 +486,12 @@ class Climb:
                 temperatures={name: cut.temperature for name, cut in own.items() if cut.temperature != 1.0},
                 part_scores={name: round(cut.part_score, 4) for name, cut in own.items() if cut.part_score > 0},
             ),
-            chosen={"decoder_share": share, "folds": len(self._folds), "labels": by_label},
+            chosen={
+                "decoder_share": share,
+                "folds": len(self._folds),
+                "labels": by_label,
+                **({"lora": self._lora} if self._with_lora else {}),
+            },
         )
 
 

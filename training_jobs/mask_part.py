@@ -53,6 +53,7 @@ def learn_masks(
         within(progress, 0.22, 0.99),
         checkpoints,
         project.devices,
+        project.model.adaptable_blocks,
     )
     learned = climb.learn()
     progress("comparing", 0.99, None)

@@ -4,7 +4,8 @@ The decoder hears of a label through one vector and can only recombine what it w
 means something else, the encoder's tokens still hold more than that: a head reads the same taps that the decoder reads
 (layer norm, standardised by channel), through a shared body of a linear map and one 3 x 3 convolution, and gives each
 label logits of its own. It answers for those labels instead of the decoder; nothing changes for any other phrase. A
-linear probe on dense features (Oquab et al., arXiv:2304.07193, section 7.4), with a little more than a line.
+linear probe on dense features (Oquab et al., arXiv:2304.07193, section 7.4), with a little more than a line. The
+encoder's last blocks may have learned with it, for the head alone (`vlm_core.adapted_blocks`).
 
 A head is chosen by condition: those of a model with a head are wider by one number for each phrase that the head knows,
 1 for the one that is meant. So conditions are mixed, padded and batched like any others.
@@ -17,12 +18,15 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from vlm_core.adapted_blocks import AdaptedBlocks
 from vlm_core.clipseg import DecoderConfig
 from vlm_core.errors import CheckpointMismatchError
 
 PREFIX = "mask_head."
 _PHRASE = PREFIX + "phrase."
 _BODY = PREFIX + "body."
+_CHANGES = PREFIX + "changes."
+_ADAPTED = "adapted."
 _MOST_CELLS = 4
 """Of a patch along one side that a head tells apart: finer than that its answer is interpolated. On the demo's scenes
 more gained nothing (docs/decisions/adapting-ladder.md) and took twice the time."""
@@ -37,20 +41,25 @@ class MaskHead(nn.Module):
     Attributes:
         phrases: of the L outputs, in order.
         cells: answers for a patch along one side.
+        adapted: what the deepest tap is computed with; None: it is the encoder's.
     """
 
     mean: Tensor
     spread: Tensor
 
-    def __init__(self, config: DecoderConfig, phrases: Sequence[str], hidden: int) -> None:
+    def __init__(
+        self, config: DecoderConfig, phrases: Sequence[str], hidden: int, adapted: AdaptedBlocks | None = None
+    ) -> None:
         """Build a head with random weights.
 
         Args:
             config: of the decoder beside which it answers: the same taps, the same grid.
             phrases: at least one.
             hidden: width of its body.
+            adapted: see the attribute.
         """
         super().__init__()
+        self.adapted = adapted
         self.config, self.phrases = config, tuple(phrases)
         self.cells = cells_of(config)
         inputs = len(config.taps) * config.tap_width
@@ -62,6 +71,8 @@ class MaskHead(nn.Module):
 
     def inputs(self, taps: Sequence[Tensor]) -> Tensor:
         """Taps (B, T, width) side by side, without prefix tokens, each token normalised: (B, cells, inputs)."""
+        if self.adapted is not None:
+            taps = self.adapted(taps)
         normed = [nn.functional.layer_norm(tap, tap.shape[-1:]) for tap in taps]
         return torch.cat(normed, dim=-1)[:, self.config.num_prefix_tokens :]
 
@@ -108,7 +119,9 @@ def join_mask_head(head: MaskHead, outputs: Mapping[str, int]) -> dict[str, Tens
         head: on the CPU.
         outputs: for each phrase that it shall answer, which of its outputs does.
     """
-    state = {_BODY + name: value for name, value in head.state_dict().items() if not name.startswith("out.")}
+    state = {_BODY + name: value for name, value in own_state(head).items() if not name.startswith("out.")}
+    if head.adapted is not None:
+        state |= {_CHANGES + name: value for name, value in head.adapted.changes.items()}
     kernels, biases = head.out.weight.detach(), head.out.bias
     assert biases is not None  # it is built with one
     for phrase, output in outputs.items():
@@ -117,14 +130,20 @@ def join_mask_head(head: MaskHead, outputs: Mapping[str, int]) -> dict[str, Tens
     return state
 
 
+def own_state(head: MaskHead) -> dict[str, Tensor]:
+    """A head's weights without those of adapted blocks, of which `changes` says all."""
+    return {name: value for name, value in head.state_dict().items() if not name.startswith(_ADAPTED)}
+
+
 def split_mask_head(
-    state: Mapping[str, Tensor], config: DecoderConfig | None
+    state: Mapping[str, Tensor], config: DecoderConfig | None, blocks: Sequence[nn.Module] = ()
 ) -> tuple[dict[str, Tensor], MaskHead | None]:
     """All other tensors of a state, and the head that `join_mask_head` has joined; None where there is none.
 
     Args:
         state: of a version.
         config: of the decoder beside which the head answers; None where there is no decoder.
+        blocks: of the image encoder, see `adapted_blocks.blocks_between`; for a head that has changed them.
 
     Raises:
         CheckpointMismatchError: the head is not whole, or is for another decoder.
@@ -139,12 +158,14 @@ def split_mask_head(
             "the learned masks are not whole, or not for this checkpoint: use another version"
         )
     hidden = len(body["reduce.weight"])
+    changes = {name.removeprefix(_CHANGES): value for name, value in state.items() if name.startswith(_CHANGES)}
     head = MaskHead(config, list(rows), hidden)
     try:
         table = torch.stack(list(rows.values()))
         body["out.weight"] = table[:, :-1].view(len(rows), hidden, head.cells, head.cells).transpose(0, 1)
         body["out.bias"] = table[:, -1]
         head.load_state_dict(body)
+        head.adapted = AdaptedBlocks(config.taps, blocks, changes) if changes else None
     except RuntimeError as error:
         raise CheckpointMismatchError(
             f"the learned masks do not fit this checkpoint's decoder: {error}; use another version"

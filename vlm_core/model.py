@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
+from vlm_core.adapted_blocks import blocks_between
 from vlm_core.batching import batch_sizes, group_conditions, pad_conditions
 from vlm_core.clip import CLIP
 from vlm_core.clipseg import CLIPSegDecoder
@@ -110,6 +111,11 @@ class Model:
     def phrase_counts(self) -> tuple[int, int]:
         """Phrases that were known when they were asked for, and phrases that had to be encoded, since the start."""
         return self._text_cache.hits, self._text_cache.misses
+
+    @property
+    def adaptable_blocks(self) -> tuple[nn.Module, ...]:
+        """The image encoder's blocks that a mask head may change for itself; see `vlm_core.adapted_blocks`."""
+        return () if self.decoder is None else blocks_between(self.clip.image_encoder, self.decoder.config.taps)
 
     @property
     def encode_batch(self) -> int:
@@ -377,7 +383,8 @@ class Model:
             # Slices where there is nothing to select: indexing copies, and taps are large.
             own = [t[indices[0] : indices[0] + 1] if len(indices) == 1 else t[indices] for t in taps]
             asked = stacked.to(self.device, self.dtype)
-            logits = decoder(own, asked[..., :text_width], features.grid_hw)
+            # Contiguous: a matrix product rounds otherwise where rows lie apart, and heads must not move other answers.
+            logits = decoder(own, asked[..., :text_width].contiguous(), features.grid_hw)
             if self.mask_head is not None:
                 picks = asked[..., text_width:]
                 logits = (1 - picks.sum(-1))[..., None, None] * logits
@@ -471,7 +478,9 @@ class Model:
                 width.
         """
         others, heads = split_heads(state)
-        others, mask_head = split_mask_head(others, None if self.decoder is None else self.decoder.config)
+        others, mask_head = split_mask_head(
+            others, None if self.decoder is None else self.decoder.config, self.adaptable_blocks
+        )
         weights, learned = split_state(others)
         width = self.clip.projection_dim
         if wrong := [phrase for phrase, value in learned.items() if value.shape != (width,)]:

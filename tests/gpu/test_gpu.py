@@ -24,6 +24,7 @@ from tests.jobs.demo_project import scenes_project
 from tests.jobs.label_studio import serve
 from tests.jobs.one_training import train
 from training_jobs.errors import MemoryShortError
+from training_jobs.ladder import Climb, Labels
 from training_jobs.memory import short_memory_told
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable, fit
@@ -172,6 +173,42 @@ def test_a_head_learns_what_it_learns_on_the_cpu(cpu: Model, gpu: Model) -> None
     assert found[0][19] < 0.9 * found[0][0]
     assert found[1] == pytest.approx(found[0], rel=5e-2)
     assert found[2] == pytest.approx(found[1], rel=1e-2)
+
+
+def test_blocks_of_the_encoder_learn_what_they_learn_on_the_cpu(cpu: Model, gpu: Model) -> None:
+    found: list[list[float]] = []
+    for model in (cpu, gpu):
+        losses: list[float] = []
+        assert model.decoder is not None
+        examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
+        fit_mask_head(
+            model.decoder.config,
+            examples,
+            prompts,
+            MaskHeadConfig(steps=20, batch_images=6),
+            SHORT,
+            lambda share, loss, losses=losses: losses.append(loss),
+            device=model.device,
+            blocks=model.adaptable_blocks,
+        )
+        found.append(losses)
+    assert found[0][19] < 0.9 * found[0][0]
+    assert found[1] == pytest.approx(found[0], rel=5e-2)
+
+
+def test_fits_side_by_side_learn_what_one_after_the_other_learns(gpu: Model) -> None:
+    """Every GPU that there is takes part, the first one twice: each with a recording of its own."""
+    devices = [torch.device("cuda", 0), *(torch.device("cuda", index) for index in range(torch.cuda.device_count()))]
+    assert gpu.decoder is not None
+    examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 24)
+    labels = Labels(("circle", "square", "star"), (("circle",), ("square",), ("star",)))
+    config = RecipeConfig(conditions=ConditionsConfig(steps=20), head=MaskHeadConfig(steps=20), decoder_from=400)
+    one, several = (
+        Climb(gpu.decoder, examples, prompts, labels, config, lambda phase, share, loss: None, devices=some).learn()
+        for some in ([], devices)
+    )
+    assert one.state.keys() == several.state.keys()
+    assert all(relative(several.state[name], value) < 5e-2 for name, value in one.state.items() if value.any())
 
 
 def test_recorded_steps_are_those_that_are_not_recorded(gpu: Model) -> None:

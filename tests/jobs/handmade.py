@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
+from timm.models.vision_transformer import Block
 
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, PromptTable
 from vlm_core.clipseg import CLIPSegDecoder, DecoderConfig
@@ -53,3 +56,27 @@ def example(number: int, *, views: int = 2) -> Example:
 
 def examples(numbers: range) -> list[Example]:
     return [example(number) for number in numbers]
+
+
+def make_blocks() -> tuple[Block, ...]:
+    """One block of an encoder, which leads from the first tap to the second and attends to nothing yet."""
+    torch.manual_seed(5)
+    block = Block(dim=6, num_heads=1, mlp_ratio=4.0).eval().requires_grad_(False)
+    block.attn.proj.weight.zero_()
+    return (block,)
+
+
+def switched_example(number: int, blocks: Sequence[Block]) -> Example:
+    """Label 0 covers the image where the class token has channel 2 set; label 1 as always.
+
+    A head does not see that token: only blocks that attend to it can tell.
+    """
+    made = example(number, views=1)
+    tokens = made.views[0].taps[0].float().div(2).round().mul(2)  # no noise: there is nothing else to learn by heart
+    target = made.targets[0].copy()
+    switched = number % 2 == 0
+    tokens[0, 0, 2] = 4.0 if switched else -4.0
+    target[0] = 255 * switched
+    with torch.no_grad():
+        after = torch.nn.Sequential(*blocks)(tokens)
+    return replace(made, views=(ImageFeatures((tokens.half(), after.half()), GRID),), targets=(target,))

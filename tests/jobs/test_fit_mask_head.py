@@ -7,8 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 
-from tests.jobs.handmade import QUICK, examples, make_decoder, prompts
+from tests.jobs.handmade import QUICK, examples, make_blocks, make_decoder, prompts, switched_example
 from training_jobs.recipes.finetune_decoder import Example, FinetuneConfig, State
 from training_jobs.recipes.fit_mask_head import MaskHeadConfig, fit, head_of
 from training_jobs.recipes.micro_batches import MicroBatches
@@ -97,3 +98,41 @@ def test_progress_is_told_and_can_give_up() -> None:
 
     with pytest.raises(GaveUpError):
         fit(DECODER, examples(range(8)), prompts(), CONFIG, QUICK, stop)
+
+
+def test_blocks_that_learn_tell_what_only_they_can_see() -> None:
+    blocks = make_blocks()
+    before = [value.clone() for value in blocks[0].state_dict().values()]
+    some, unseen = ([switched_example(n, blocks) for n in numbers] for numbers in (range(48), range(200, 240)))
+
+    def marked(used: tuple[Block, ...]) -> tuple[float, float, State]:
+        """IoU where label 0 is, share of the images without it in which it is marked, and the weights."""
+        state = fit(DECODER, some, prompts(), CONFIG, QUICK, lambda share, loss: None, blocks=used)
+        head = head_of(DECODER, state, torch.device("cpu"), used)
+        found: dict[bool, list[float]] = {True: [], False: []}
+        for item in unseen:
+            taps = [tap.float() for tap in item.views[0].taps]
+            there = bool(item.targets[0][0].any())
+            found[there].append(float((head(taps, item.views[0].grid_hw)[0, 0] >= 0).float().mean()))
+        return float(np.mean(found[True])), float(np.mean(found[False])), state
+
+    present, absent, state = marked(blocks)
+    assert present > 0.9
+    assert absent < 0.1
+    blind_present, blind_absent, blind = marked(())
+    assert blind_absent > 0.5 * blind_present
+    assert not any(name.startswith("changes.") for name in blind)
+    again = marked(blocks)[2]
+    assert all(torch.equal(value, again[name]) for name, value in state.items())
+    assert all(torch.equal(old, new) for old, new in zip(before, blocks[0].state_dict().values(), strict=True))
+
+
+def test_all_linear_maps_of_the_blocks_learn_at_the_rank_that_is_set() -> None:
+    blocks = make_blocks()
+    some = [switched_example(n, blocks) for n in range(12)]
+    config = CONFIG.model_copy(update={"steps": 3, "lora_rank": 2})
+    state = fit(DECODER, some, prompts(), config, QUICK, lambda share, loss: None, blocks=blocks)
+    for name in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"):
+        down, up = (state[f"changes.0.{name}.{part}"] for part in "AB")
+        assert down.shape[0] == up.shape[1] == 2
+        assert up.any(), name

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from timm.models.vision_transformer import Block
 
 from backend.decoding import decode_label
-from tests.jobs.handmade import QUICK, examples, for_steps, make_decoder
+from tests.jobs.handmade import QUICK, examples, for_steps, make_blocks, make_decoder, switched_example
 from training_jobs.ladder import AS_CONFIGURED, HEAD, MEAN, Climb, Labels, Learned
 from training_jobs.recipes.config import RecipeConfig
 from training_jobs.recipes.finetune_decoder import Example, PromptTable, fit
@@ -48,9 +50,10 @@ def climb(
     labels: Labels = LABELS,
     table: PromptTable | None = None,
     tick: Any = quiet,
+    blocks: Sequence[Block] = (),
     **changed: Any,
 ) -> Climb:
-    return Climb(start, some, table or NEW, labels, CONFIG.model_copy(update=changed), tick)
+    return Climb(start, some, table or NEW, labels, CONFIG.model_copy(update=changed), tick, blocks=blocks)
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +156,34 @@ def test_what_the_decoder_cannot_tell_apart_gets_a_head() -> None:
     weights, conditions = split_state(split_mask_head(learned.state, start.config)[0])
     assert not conditions
     assert all(torch.equal(value, start.state_dict()[name]) for name, value in weights.items())
+
+
+def test_the_encoders_blocks_learn_with_the_head_where_that_is_better() -> None:
+    blocks, start, phases = make_blocks(), make_decoder(), list[str]()
+    some = [switched_example(number, blocks) for number in range(48)]
+    given: dict[str, Any] = {"head_from": 4, "lora_from": 48, "conditions": UNTUNED, "blocks": blocks, "cut_from": 400}
+    run = climb(start, some, tick=lambda phase, share, loss: phases.append(phase), **given)
+    learned = run.learn()
+    assert learned.chosen["lora"] is True
+    assert learned.chosen["labels"]["first"]["answered_by"] == HEAD
+    assert learned.chosen["labels"]["first"]["absent_marked"] < 0.1
+    fits = list(dict.fromkeys(phase for phase in phases if "head" in phase))
+    assert fits == [f"trying a head{with_lora}, {k} of 2" for with_lora in ("", " with LoRA") for k in (1, 2)] + [
+        "learning a head"
+    ]
+    for state in (learned.state, *(fold.state for _, fold in run.by_folds())):
+        head = split_mask_head(state, start.config, blocks)[1]
+        assert head is not None
+        assert head.adapted is not None
+
+    plain = climb(start, some, **given | {"lora_from": 49}).learn()
+    assert "lora" not in plain.chosen
+    assert plain.chosen["labels"]["first"]["absent_marked"] > 0.5
+
+    still = CONFIG.head.model_copy(update={"lora_rate": 1e-9})  # blocks that learn nothing are not taken
+    easy = climb(start, some, **given | {"head": still}).learn()
+    assert easy.chosen["lora"] is False
+    assert not any("changes" in name for name in easy.state)
 
 
 def test_a_label_that_is_marked_well_gets_no_head(taught: CLIPSegDecoder) -> None:

@@ -127,7 +127,7 @@ def test_what_ends_the_job_ends_all_fits_whichever_of_them_was_told() -> None:
         if not calls.acquire(blocking=False):
             raise LostError
 
-    progress = FitProgress(tick, HEADED, 2, with_decoder=False)
+    progress = FitProgress(tick, HEADED, 2, ["head"])
 
     def fit(phase: str, place: Place) -> None:
         with progress.of(phase, "head", place) as told:
@@ -140,7 +140,7 @@ def test_what_ends_the_job_ends_all_fits_whichever_of_them_was_told() -> None:
 
 def test_progress_of_several_fits_only_grows() -> None:
     shares: list[float] = []
-    progress = FitProgress(lambda phase, share, loss: shares.append(share), HEADED, 3, with_decoder=False)
+    progress = FitProgress(lambda phase, share, loss: shares.append(share), HEADED, 3, ["head", "conditions"])
     with progress.of("one", "head", Place(CPU, threading.Event())) as one:
         with progress.of("two", "conditions", Place(CPU, threading.Event())) as two:
             one(0.9, 1.0)

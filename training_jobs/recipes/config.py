@@ -88,6 +88,12 @@ class RecipeConfig(BaseModel):
     head_from: int = Field(
         default=4, ge=1, description="Training images from which labels may get a head beside the decoder."
     )
+    lora_from: int | None = Field(
+        default=None,
+        ge=4,
+        description="Training images from which the image encoder's last blocks may learn with the head (LoRA); null: "
+        "never. It takes several times as long, and a GPU where the encoder is large.",
+    )
     most_marked: float = Field(
         default=0.7,
         ge=0,

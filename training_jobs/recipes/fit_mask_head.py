@@ -5,18 +5,22 @@ like teaches the body what a label is not. Which of the outputs are used at all 
 
 What keeps few images from being learned by heart: decoupled weight decay (AdamW, arXiv:1711.05101), dropout of whole
 channels (arXiv:1411.4280), several views of each image, and few steps.
+
+With `blocks`, the image encoder's last blocks learn with the head: low-rank changes of their linear maps, by peft
+(LoRA: Hu et al., arXiv:2106.09685). They run in each step, forwards and backwards; what comes before them is cached.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from training_jobs.recipes.batch import Batch
 from training_jobs.recipes.finetune_decoder import (
@@ -29,8 +33,18 @@ from training_jobs.recipes.finetune_decoder import (
 )
 from training_jobs.recipes.micro_batches import Backward, MicroBatches
 from training_jobs.recipes.schedule import rise_and_fall
+from vlm_core.adapted_blocks import AdaptedBlocks
 from vlm_core.clipseg import DecoderConfig
-from vlm_core.mask_head import Kept, MaskHead
+from vlm_core.mask_head import Kept, MaskHead, own_state
+
+_LINEAR = ("qkv", "proj", "fc1", "fc2")
+"""timm's names of a block's linear maps."""
+_DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
+"""peft's names of A and B."""
+_CHANGES = "changes."
+
+_Changed = tuple[Tensor, Tensor]
+"""A (rank, in) and B (out, rank)."""
 
 _MOST_SPREAD_IMAGES = 64
 """Whose tokens say how channels are spread; more say the same."""
@@ -55,6 +69,8 @@ class MaskHeadConfig(BaseModel):
     weight_decay: float = Field(default=1.0, ge=0, description="In parts of the learning rate, a step.")
     dropout: float = Field(default=0.15, ge=0, lt=1, description="Share of channels that are left out while learning.")
     warmup_share: float = Field(default=0.1, ge=0, lt=1, description="Of the steps, with a rising rate; then it falls.")
+    lora_rank: int = Field(default=8, ge=1, description="Of the changes to the encoder's blocks, where these learn.")
+    lora_rate: float = Field(default=3e-3, gt=0, description="Learning rate of those, at its highest.")
 
 
 def fit(
@@ -66,6 +82,7 @@ def fit(
     tick: Callable[[float, float], None],
     parts: MicroBatches | None = None,
     device: torch.device | None = None,
+    blocks: Sequence[nn.Module] = (),
 ) -> State:
     """Train a head for all labels.
 
@@ -78,6 +95,7 @@ def fit(
         tick: called after each step with done share (0 to 1) and loss; may raise to give up.
         parts: how batches are computed; None: anew.
         device: where; None: the CPU.
+        blocks: of the image encoder (`Model.adaptable_blocks`), which stay as they are; empty: none learns.
 
     Returns:
         The weights of a `MaskHead` with an output for each label, float32 on the CPU; `head_of` reads them.
@@ -91,8 +109,14 @@ def fit(
     small = [replace(one, targets=tuple(_shrunk(target, factor) for target in one.targets)) for one in ordered]
     generator = np.random.default_rng([shared.seed, 43])
     batches = Batches(small, labels, drawn, generator, device)
+    learning: list[dict[str, Any]] = [{"params": list(head.parameters())}]
+    lora: dict[str, _Changed] = {}
+    if blocks:
+        head.adapted, lora = _adapted(decoder, blocks, config.lora_rank, shared.seed, device)
+        some = [weight for one in lora.values() for weight in one]
+        learning.append({"params": some, "lr": config.lora_rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(
-        head.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
+        learning, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
     schedule = rise_and_fall(optimiser, config.steps, config.warmup_share)
     batch = batches.draw()
@@ -118,15 +142,43 @@ def fit(
         if step < config.steps:
             batch = batches.draw()  # while a GPU still computes
         tick(step / config.steps, float(loss))
-    return {name: value.detach().to("cpu", torch.float32).clone() for name, value in head.state_dict().items()}
+    changes = {f"{_CHANGES}{name}.{part}": w for name, one in lora.items() for part, w in zip("AB", one, strict=True)}
+    learned = own_state(head) | changes
+    return {name: value.detach().to("cpu", torch.float32).clone() for name, value in learned.items()}
 
 
-def head_of(decoder: DecoderConfig, state: State, device: torch.device) -> MaskHead:
-    """What `fit` has learned, to be asked: its outputs are the labels, by number."""
+def head_of(decoder: DecoderConfig, state: State, device: torch.device, blocks: Sequence[nn.Module] = ()) -> MaskHead:
+    """What `fit` has learned, to be asked: its outputs are the labels, by number. `blocks` as it had them, or any."""
     hidden, labels = state["out.weight"].shape[:2]
     head = MaskHead(decoder, [str(label) for label in range(labels)], hidden)
-    head.load_state_dict(state)
-    return head.to(device).eval().requires_grad_(False)
+    head.load_state_dict({name: value for name, value in state.items() if not name.startswith(_CHANGES)})
+    changes = {name.removeprefix(_CHANGES): value for name, value in state.items() if name.startswith(_CHANGES)}
+    if changes:
+        head.adapted = AdaptedBlocks(decoder.taps, blocks, changes)
+    return head.to(device, torch.float32).eval().requires_grad_(False)
+
+
+def _adapted(
+    decoder: DecoderConfig, blocks: Sequence[nn.Module], rank: int, seed: int, device: torch.device
+) -> tuple[AdaptedBlocks, dict[str, _Changed]]:
+    """Copies of the blocks that answer as these do yet, and what learns of each of their linear maps."""
+    from peft import LoraConfig, inject_adapter_in_model  # some seconds; only who asks for it waits
+
+    adapted = AdaptedBlocks(decoder.taps, blocks, {}).to(device, torch.float32)
+    kind = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*_LINEAR])  # of scale 1: B A is the change
+    inject_adapter_in_model(kind, adapted.blocks)
+    random = torch.Generator().manual_seed(seed + 1)  # its own: other fits may run beside this one
+    found: dict[str, _Changed] = {}
+    for name, down in adapted.blocks.named_parameters():
+        if name.endswith(_DOWN):
+            up = adapted.blocks.get_parameter(name.removesuffix(_DOWN) + _UP)
+            start = torch.empty(down.shape)
+            torch.nn.init.kaiming_uniform_(start, a=5**0.5, generator=random)
+            with torch.no_grad():
+                down.copy_(start)
+                up.zero_()
+            found[name.removesuffix(_DOWN)] = (down, up)
+    return adapted, found
 
 
 def _start(
