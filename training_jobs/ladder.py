@@ -355,7 +355,8 @@ class Climb:
     def _fit(self, examples: Sequence[Example], table: Tensor, phase: str, place: Place) -> State:
         def fit(tick: FitTick) -> State:
             prompts, at = replace(self._prompts, conditions=table), self._copies.on(place.device)
-            return finetune_decoder.fit(at.decoder, at.of(examples), prompts, self._config.decoder, tick, at.parts)
+            seen, alive = at.of(examples), partial(self._work.alive, phase)
+            return finetune_decoder.fit(at.decoder, seen, prompts, self._config.decoder, tick, at.parts, alive)
 
         return self._once(phase, "decoder", place, fit)
 

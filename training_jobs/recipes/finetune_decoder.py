@@ -121,6 +121,7 @@ def fit(
     config: FinetuneConfig,
     tick: Callable[[float, float], None],
     parts: MicroBatches | None = None,
+    alive: Callable[[], None] = lambda: None,
 ) -> State:
     """Train for all of the steps.
 
@@ -131,6 +132,7 @@ def fit(
         config: the settings.
         tick: called after each step with done share (0 to 1) and loss; may raise to give up.
         parts: how batches are computed; None: anew.
+        alive: called between the images that are looked at before the first step; may raise to give up.
 
     Returns:
         The averaged weights after the last step, float32 on the CPU.
@@ -150,7 +152,7 @@ def fit(
     generator = np.random.default_rng([config.seed, 17])
     batches = Batches(examples, prompts, config, generator, device)
     table = prompts.conditions.to(device, torch.float32)
-    hold = _Hold.of(start, prompts, quality(start, examples, prompts), device) if config.hold else None
+    hold = _Hold.of(start, prompts, quality(start, examples, prompts, alive), device) if config.hold else None
 
     def loss_of(batch: Batch, part: slice) -> Tensor:
         features, rows, target = batch.part(part)
@@ -208,7 +210,12 @@ def _there(target: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def quality(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: PromptTable) -> list[float]:
+def quality(
+    decoder: CLIPSegDecoder,
+    examples: Sequence[Example],
+    prompts: PromptTable,
+    alive: Callable[[], None] = lambda: None,
+) -> list[float]:
     """How well each label is marked: intersection over union, both summed over the images, 0..1.
 
     1.0 for a label that is nowhere and marked nowhere.
@@ -216,6 +223,7 @@ def quality(decoder: CLIPSegDecoder, examples: Sequence[Example], prompts: Promp
     device = next(decoder.parameters()).device
     both, either = (torch.zeros(len(prompts.groups), dtype=torch.int64, device=device) for _ in range(2))
     for example in examples:
+        alive()
         rows = [row for label in example.labels for row in prompts.groups[label]]
         taps = tuple(tap.to(device).float() for tap in example.views[0].taps)
         logits = decoder(taps, prompts.conditions[rows].to(device)[None], example.views[0].grid_hw)[0]
