@@ -295,7 +295,7 @@ class Settings(BaseSettings):
     @classmethod
     def _known_devices(cls, value: str | None) -> str | None:
         if value is None or value.strip() == "all":
-            return value
+            return value and value.strip()
         names = [name.strip() for name in value.split(",")]
         if wrong := [name for name in names if name == "auto" or not _DEVICE.fullmatch(name)]:
             raise ValueError(f"{wrong[0]!r} is no device: name some, like cuda:0,cuda:1, or use all")

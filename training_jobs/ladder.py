@@ -163,8 +163,7 @@ class Climb:
                     partial(self._head, one.fitted, f"{phase}, {k} of {count}", lora=True)
                     for k, one in self._numbered()
                 ]
-            with closing(self._places.each(trials)) as states:
-                found = list(states)
+            found = self._places.all(trials)
             self._tables, self._heads = [state["conditions"] for state in found[:count]], found[count : 2 * count]
             self._told = self._ask_options(found[2 * count :])
             self._states = [decoder_state(self._start)] * count
@@ -190,16 +189,14 @@ class Climb:
                 last["conditions"] = partial(self._tuned, self._examples, "learning phrases")
             if HEAD in options.values():
                 last["head"] = partial(self._head, self._examples, "learning a head", lora=self._lora)
-            with closing(self._places.each(last.values())) as states:
-                learned_last = dict(zip(last, states, strict=True))
+            learned_last = dict(zip(last, self._places.all(last.values()), strict=True))
             if "conditions" in learned_last:
                 table = learned_last["conditions"]["conditions"]
             table = self._table(table, phrased)
             if share:
                 self._states = [interpolate(state, one, share) for one in fitted]
                 fit = partial(self._fit, self._examples, table, "learning the decoder")
-                with closing(self._places.each([fit])) as states:
-                    state = interpolate(state, next(states), share)
+                state = interpolate(state, self._places.all([fit])[0], share)
             learned = self._result(state, table, options, self._cuts(told), share, learned_last.get("head"))
         self._work.end()
         return learned

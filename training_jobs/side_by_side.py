@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TypeVar
@@ -55,6 +56,11 @@ class Places:
 
     def __len__(self) -> int:
         return len(self._devices)
+
+    def all(self, fits: Iterable[Callable[[Place], T]]) -> list[T]:
+        """What `each` gives, where all of it is wanted."""
+        with closing(self.each(fits)) as found:
+            return list(found)
 
     def each(self, fits: Iterable[Callable[[Place], T]]) -> Generator[T, None, None]:
         """What each fit gives, in their order; close it where not all is taken, which ends those that still run.

@@ -25,7 +25,7 @@ from vlm_core.errors import CheckpointMismatchError
 PREFIX = "mask_head."
 _PHRASE = PREFIX + "phrase."
 _BODY = PREFIX + "body."
-_CHANGES = PREFIX + "changes."
+_CHANGES = "changes."
 _ADAPTED = "adapted."
 _MOST_CELLS = 4
 """Of a patch along one side that a head tells apart: finer than that its answer is interpolated. On the demo's scenes
@@ -119,9 +119,8 @@ def join_mask_head(head: MaskHead, outputs: Mapping[str, int]) -> dict[str, Tens
         head: on the CPU.
         outputs: for each phrase that it shall answer, which of its outputs does.
     """
-    state = {_BODY + name: value for name, value in own_state(head).items() if not name.startswith("out.")}
-    if head.adapted is not None:
-        state |= {_CHANGES + name: value for name, value in head.adapted.changes.items()}
+    own = {name: value for name, value in whole_state(head).items() if not name.startswith("out.")}
+    state = {(PREFIX if name.startswith(_CHANGES) else _BODY) + name: value for name, value in own.items()}
     kernels, biases = head.out.weight.detach(), head.out.bias
     assert biases is not None  # it is built with one
     for phrase, output in outputs.items():
@@ -130,9 +129,28 @@ def join_mask_head(head: MaskHead, outputs: Mapping[str, int]) -> dict[str, Tens
     return state
 
 
-def own_state(head: MaskHead) -> dict[str, Tensor]:
-    """A head's weights without those of adapted blocks, of which `changes` says all."""
-    return {name: value for name, value in head.state_dict().items() if not name.startswith(_ADAPTED)}
+def whole_state(head: MaskHead) -> dict[str, Tensor]:
+    """A head's weights, and of adapted blocks only what changed them; `load_whole_state` reads them."""
+    own = {name: value for name, value in head.state_dict().items() if not name.startswith(_ADAPTED)}
+    changes = {} if head.adapted is None else head.adapted.changes
+    return own | {_CHANGES + name: value for name, value in changes.items()}
+
+
+def load_whole_state(head: MaskHead, state: Mapping[str, Tensor], blocks: Sequence[nn.Module]) -> None:
+    """Give a head without adapted blocks what `whole_state` gave of another one.
+
+    Args:
+        head: of the same shape.
+        state: its weights.
+        blocks: of the image encoder, see `adapted_blocks.blocks_between`; for weights that change them.
+
+    Raises:
+        RuntimeError: weights of another shape.
+        CheckpointMismatchError: changes of other blocks.
+    """
+    changes = {name.removeprefix(_CHANGES): value for name, value in state.items() if name.startswith(_CHANGES)}
+    head.load_state_dict({name: value for name, value in state.items() if not name.startswith(_CHANGES)})
+    head.adapted = AdaptedBlocks(head.config.taps, blocks, changes) if changes else None
 
 
 def split_mask_head(
@@ -158,14 +176,13 @@ def split_mask_head(
             "the learned masks are not whole, or not for this checkpoint: use another version"
         )
     hidden = len(body["reduce.weight"])
-    changes = {name.removeprefix(_CHANGES): value for name, value in state.items() if name.startswith(_CHANGES)}
+    changes = {name.removeprefix(PREFIX): v for name, v in state.items() if name.startswith(PREFIX + _CHANGES)}
     head = MaskHead(config, list(rows), hidden)
     try:
         table = torch.stack(list(rows.values()))
         body["out.weight"] = table[:, :-1].view(len(rows), hidden, head.cells, head.cells).transpose(0, 1)
         body["out.bias"] = table[:, -1]
-        head.load_state_dict(body)
-        head.adapted = AdaptedBlocks(config.taps, blocks, changes) if changes else None
+        load_whole_state(head, body | changes, blocks)
     except RuntimeError as error:
         raise CheckpointMismatchError(
             f"the learned masks do not fit this checkpoint's decoder: {error}; use another version"

@@ -6,13 +6,14 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 import vlm_core
 from backend.gpu_memory import bound_gpu_memory
@@ -150,48 +151,37 @@ def test_fits_learn_what_they_learn_on_the_cpu(cpu: Model, gpu: Model) -> None:
     assert relative(found["conditions"], expected["conditions"]) < 1e-2
 
 
+def learn_head(model: Model, parts: MicroBatches | None = None, blocks: Sequence[nn.Module] = ()) -> list[float]:
+    """The losses of a head on what the CPU has encoded."""
+    assert model.decoder is not None
+    losses: list[float] = []
+    examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
+    state = fit_mask_head(
+        model.decoder.config,
+        examples,
+        prompts,
+        MaskHeadConfig(steps=20, batch_images=6),
+        SHORT,
+        lambda share, loss: losses.append(loss),
+        parts,
+        model.device,
+        blocks,
+    )
+    assert all(value.device.type == "cpu" for value in state.values())
+    return losses
+
+
 def test_a_head_learns_what_it_learns_on_the_cpu(cpu: Model, gpu: Model) -> None:
-    found: list[list[float]] = []
-    for model, eager in ((cpu, False), (gpu, True), (gpu, False)):
-        losses: list[float] = []
-        parts = MicroBatches()
-        parts.most = 6 if eager else None
-        assert model.decoder is not None
-        examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
-        state = fit_mask_head(
-            model.decoder.config,
-            examples,
-            prompts,
-            MaskHeadConfig(steps=20, batch_images=6),
-            SHORT,
-            lambda share, loss, losses=losses: losses.append(loss),
-            parts,
-            model.device,
-        )
-        assert all(value.device.type == "cpu" for value in state.values())
-        found.append(losses)
+    eager = MicroBatches()
+    eager.most = 6
+    found = [learn_head(cpu), learn_head(gpu, eager), learn_head(gpu)]
     assert found[0][19] < 0.9 * found[0][0]
     assert found[1] == pytest.approx(found[0], rel=5e-2)
     assert found[2] == pytest.approx(found[1], rel=1e-2)
 
 
 def test_blocks_of_the_encoder_learn_what_they_learn_on_the_cpu(cpu: Model, gpu: Model) -> None:
-    found: list[list[float]] = []
-    for model in (cpu, gpu):
-        losses: list[float] = []
-        assert model.decoder is not None
-        examples, prompts = corrected(vlm_core.load("demo", "cpu", "float32"), 12)
-        fit_mask_head(
-            model.decoder.config,
-            examples,
-            prompts,
-            MaskHeadConfig(steps=20, batch_images=6),
-            SHORT,
-            lambda share, loss, losses=losses: losses.append(loss),
-            device=model.device,
-            blocks=model.adaptable_blocks,
-        )
-        found.append(losses)
+    found = [learn_head(model, blocks=model.adaptable_blocks) for model in (cpu, gpu)]
     assert found[0][19] < 0.9 * found[0][0]
     assert found[1] == pytest.approx(found[0], rel=5e-2)
 

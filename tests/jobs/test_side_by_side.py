@@ -174,6 +174,7 @@ def test_devices_that_are_not_there_are_named() -> None:
     assert training_devices(Settings(train_devices="cpu, cpu")) == (CPU, CPU)
     everything = training_devices(Settings(train_devices="all"))
     assert len(everything) == torch.cuda.device_count()
+    assert training_devices(Settings(train_devices=" all ")) == everything
     with pytest.raises(CannotTrainError, match=r"cuda:63.*is not there.*use all"):
         training_devices(Settings(train_devices="cpu,cuda:63"))
 

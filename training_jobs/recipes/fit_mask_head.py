@@ -35,16 +35,12 @@ from training_jobs.recipes.micro_batches import Backward, MicroBatches
 from training_jobs.recipes.schedule import rise_and_fall
 from vlm_core.adapted_blocks import AdaptedBlocks
 from vlm_core.clipseg import DecoderConfig
-from vlm_core.mask_head import Kept, MaskHead, own_state
+from vlm_core.mask_head import Kept, MaskHead, load_whole_state, whole_state
 
 _LINEAR = ("qkv", "proj", "fc1", "fc2")
 """timm's names of a block's linear maps."""
 _DOWN, _UP = ".lora_A.default.weight", ".lora_B.default.weight"
 """peft's names of A and B."""
-_CHANGES = "changes."
-
-_Changed = tuple[Tensor, Tensor]
-"""A (rank, in) and B (out, rank)."""
 
 _MOST_SPREAD_IMAGES = 64
 """Whose tokens say how channels are spread; more say the same."""
@@ -110,11 +106,10 @@ def fit(
     generator = np.random.default_rng([shared.seed, 43])
     batches = Batches(small, labels, drawn, generator, device)
     learning: list[dict[str, Any]] = [{"params": list(head.parameters())}]
-    lora: dict[str, _Changed] = {}
     if blocks:
-        head.adapted, lora = _adapted(decoder, blocks, config.lora_rank, shared.seed, device)
-        some = [weight for one in lora.values() for weight in one]
-        learning.append({"params": some, "lr": config.lora_rate, "weight_decay": 0.0})
+        head.adapted = _adapted(decoder, blocks, config.lora_rank, shared.seed, device)
+        changes = list(head.adapted.changes.values())
+        learning.append({"params": changes, "lr": config.lora_rate, "weight_decay": 0.0})
     optimiser = torch.optim.AdamW(
         learning, lr=config.learning_rate, weight_decay=config.weight_decay, fused=device.type == "cuda"
     )
@@ -142,33 +137,27 @@ def fit(
         if step < config.steps:
             batch = batches.draw()  # while a GPU still computes
         tick(step / config.steps, float(loss))
-    changes = {f"{_CHANGES}{name}.{part}": w for name, one in lora.items() for part, w in zip("AB", one, strict=True)}
-    learned = own_state(head) | changes
-    return {name: value.detach().to("cpu", torch.float32).clone() for name, value in learned.items()}
+    return {name: value.detach().to("cpu", torch.float32).clone() for name, value in whole_state(head).items()}
 
 
 def head_of(decoder: DecoderConfig, state: State, device: torch.device, blocks: Sequence[nn.Module] = ()) -> MaskHead:
     """What `fit` has learned, to be asked: its outputs are the labels, by number. `blocks` as it had them, or any."""
     hidden, labels = state["out.weight"].shape[:2]
     head = MaskHead(decoder, [str(label) for label in range(labels)], hidden)
-    head.load_state_dict({name: value for name, value in state.items() if not name.startswith(_CHANGES)})
-    changes = {name.removeprefix(_CHANGES): value for name, value in state.items() if name.startswith(_CHANGES)}
-    if changes:
-        head.adapted = AdaptedBlocks(decoder.taps, blocks, changes)
+    load_whole_state(head, state, blocks)
     return head.to(device, torch.float32).eval().requires_grad_(False)
 
 
 def _adapted(
     decoder: DecoderConfig, blocks: Sequence[nn.Module], rank: int, seed: int, device: torch.device
-) -> tuple[AdaptedBlocks, dict[str, _Changed]]:
-    """Copies of the blocks that answer as these do yet, and what learns of each of their linear maps."""
+) -> AdaptedBlocks:
+    """Copies of the blocks that answer as these do yet; their `changes` are what learns."""
     from peft import LoraConfig, inject_adapter_in_model  # some seconds; only who asks for it waits
 
     adapted = AdaptedBlocks(decoder.taps, blocks, {}).to(device, torch.float32)
     kind = LoraConfig(r=rank, lora_alpha=rank, target_modules=[*_LINEAR])  # of scale 1: B A is the change
     inject_adapter_in_model(kind, adapted.blocks)
     random = torch.Generator().manual_seed(seed + 1)  # its own: other fits may run beside this one
-    found: dict[str, _Changed] = {}
     for name, down in adapted.blocks.named_parameters():
         if name.endswith(_DOWN):
             up = adapted.blocks.get_parameter(name.removesuffix(_DOWN) + _UP)
@@ -177,8 +166,9 @@ def _adapted(
             with torch.no_grad():
                 down.copy_(start)
                 up.zero_()
-            found[name.removesuffix(_DOWN)] = (down, up)
-    return adapted, found
+            linear = name.removesuffix(_DOWN)
+            adapted.changes |= {f"{linear}.A": down, f"{linear}.B": up}
+    return adapted
 
 
 def _start(
